@@ -1,0 +1,204 @@
+package town
+
+import "time"
+
+// Input is anything that happens to a town. The types below are all that exist.
+type Input interface{ input() string }
+
+// InputName names an input in logs and metrics.
+func InputName(in Input) string { return in.input() }
+
+// Commands of people. By names who asks; it stands in the ledger.
+type (
+	// CreateBead adds a bead. ID must be fresh; its prefix must be the rig's.
+	// Staged beads wait until they are slung.
+	CreateBead struct {
+		By        string
+		ID        string
+		Rig       string
+		Title     string
+		Body      string
+		Priority  int
+		Labels    []string
+		BlockedBy []string
+		Staged    bool
+		Settings  Settings
+	}
+	// SlingBead releases a staged bead.
+	SlingBead struct{ By, Bead string }
+	// EditBead changes the fields that are not nil. A bead at work keeps its
+	// current run; terminal beads can't be edited.
+	EditBead struct {
+		By       string
+		Bead     string
+		Title    *string
+		Body     *string
+		Priority *int
+		Labels   *[]string
+		Set      Settings
+		Unset    []string
+	}
+	// DependBead adds or removes a blocker.
+	DependBead struct {
+		By, Bead, On string
+		Remove       bool
+	}
+	// CloseBead closes a bead on the word of a person.
+	CloseBead struct{ By, Bead, Reason string }
+	// CancelBead stops a bead for good, until a person reopens it.
+	CancelBead struct{ By, Bead, Reason string }
+	// ReopenBead makes a terminal or escalated bead open again, with fresh counters.
+	ReopenBead struct{ By, Bead, Reason string }
+	// NudgeBead sends a message to the agent at work on a bead.
+	NudgeBead struct{ By, Bead, Text string }
+	// Retry resets the counter of a breaker, a bead's backoff or a dead notice, named by ID.
+	Retry struct{ By, ID string }
+
+	// AddRig adds a rig whose repository is in the hub already, with its target at Tip.
+	AddRig struct {
+		By  string
+		Rig Rig // State, CreatedAt, FetchedAt are set by the town
+	}
+	// SetRig changes settings and, where not nil, the gates of a rig.
+	SetRig struct {
+		By    string
+		Rig   string
+		Set   Settings
+		Unset []string
+		Gates *[]Gate
+	}
+	// DropRig removes a rig. Refused while it has beads that are not terminal, unless Force cancels them.
+	DropRig struct {
+		By, Rig string
+		Force   bool
+	}
+	// SetTown changes settings of the town.
+	SetTown struct {
+		By    string
+		Set   Settings
+		Unset []string
+	}
+	// Pause lets nothing new start. Now drains the sandbox too (sleep).
+	Pause struct {
+		By  string
+		Now bool
+	}
+	// Resume ends a pause or sleep. For keeps the sandbox awake that long (wake).
+	Resume struct {
+		By  string
+		For time.Duration
+	}
+	// DeleteTown removes everything. Irreversible.
+	DeleteTown struct{ By string }
+)
+
+// Messages of the runner, each fenced by generation and epoch. A stale one is
+// refused with an errs.Gone error that says what the runner should do.
+type (
+	// Hello is the first word of a sandbox.
+	Hello struct {
+		Generation int64
+		Stream     string
+	}
+	// Reports are the next messages of a stream; the first has number From.
+	Reports struct {
+		Generation int64
+		Stream     string
+		From       int64
+		Items      []Report
+	}
+	// Verdict is what an agent says of its run: done, no_change or escalate.
+	// Evidence is what the server itself found in the hub (done only).
+	Verdict struct {
+		Generation int64
+		Run        string
+		Epoch      int64
+		CallID     string
+		Kind       VerdictKind
+		Text       string // summary or reason
+		Evidence   Evidence
+	}
+	// GatesDone reports the gates on a candidate. Infra says why they could not be run at all.
+	GatesDone struct {
+		Generation int64
+		Bead       string
+		N          int
+		Candidate  string
+		Results    []GateRun
+		Infra      string
+	}
+	// Exchange asks for a new token for an awake sandbox.
+	Exchange struct{ Generation int64 }
+)
+
+// Observations and the passing of time.
+type (
+	// SandboxExited is the driver's word that a generation is gone.
+	SandboxExited struct {
+		Generation int64
+		Reason     string
+	}
+	// EffectDone is the outcome of a claimed effect. Err is "" when it succeeded.
+	EffectDone struct {
+		Key    string
+		ID     int64
+		Err    string
+		Result any // see Admitted and the other outcomes
+	}
+	// Unheard says that nobody listened for a while (a restart, a laptop asleep):
+	// silence until now proves nothing.
+	Unheard struct{}
+	// Tick lets time alone act.
+	Tick struct{}
+)
+
+// VerdictKind is what an agent may say of its run.
+type VerdictKind string
+
+// The verdicts.
+const (
+	VerdictDone     VerdictKind = "done"
+	VerdictNoChange VerdictKind = "no_change"
+	VerdictEscalate VerdictKind = "escalate"
+)
+
+// Evidence is what the server found in its hub about a bead's branch.
+type Evidence struct {
+	Commit   string
+	Exists   bool // the hub holds the branch
+	Descends bool // from the bead's base
+	Changed  bool // its tree differs from the base's
+}
+
+func (CreateBead) input() string    { return "bead.create" }
+func (SlingBead) input() string     { return "bead.sling" }
+func (EditBead) input() string      { return "bead.edit" }
+func (DependBead) input() string    { return "bead.depend" }
+func (CloseBead) input() string     { return "bead.close" }
+func (CancelBead) input() string    { return "bead.cancel" }
+func (ReopenBead) input() string    { return "bead.reopen" }
+func (NudgeBead) input() string     { return "bead.nudge" }
+func (Retry) input() string         { return "retry" }
+func (AddRig) input() string        { return "rig.add" }
+func (SetRig) input() string        { return "rig.set" }
+func (DropRig) input() string       { return "rig.drop" }
+func (SetTown) input() string       { return "town.set" }
+func (Pause) input() string         { return "town.pause" }
+func (Resume) input() string        { return "town.resume" }
+func (DeleteTown) input() string    { return "town.delete" }
+func (Hello) input() string         { return "sandbox.hello" }
+func (Reports) input() string       { return "sandbox.reports" }
+func (Verdict) input() string       { return "run.verdict" }
+func (GatesDone) input() string     { return "merge.gates" }
+func (Exchange) input() string      { return "token.exchange" }
+func (SandboxExited) input() string { return "sandbox.exited" }
+func (EffectDone) input() string    { return "effect.done" }
+func (Unheard) input() string       { return "unheard" }
+func (Tick) input() string          { return "tick" }
+
+// Inputs returns one zero value of every input that exists.
+func Inputs() []Input {
+	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{},
+		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, GatesDone{}, Exchange{},
+		SandboxExited{}, EffectDone{}, Unheard{}, Tick{}}
+}

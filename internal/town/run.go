@@ -1,0 +1,71 @@
+package town
+
+// RunState is where a run stands.
+type RunState string
+
+// The states of a run. An ended run is kept only as a RunRecord of its bead.
+const (
+	RunStarting RunState = "starting" // decided; its agent was not seen yet
+	RunRunning  RunState = "running"
+	RunDraining RunState = "draining" // verdict given or stop asked; the agent is being ended
+)
+
+// Role is what an agent does in a town.
+type Role string
+
+// The roles that exist.
+const (
+	RolePolecat Role = "polecat"
+)
+
+// Run is a lease on a bead with an epoch: only messages that carry the current
+// epoch (and come from the current generation) touch it.
+type Run struct {
+	ID         string   `json:"id"` // <bead>.<epoch>
+	Bead       string   `json:"bead"`
+	Rig        string   `json:"rig"`
+	Epoch      int64    `json:"epoch"`
+	Role       Role     `json:"role"`
+	Agent      string   `json:"agent"`
+	Preset     string   `json:"preset"`
+	Provider   string   `json:"provider,omitempty"`
+	Model      string   `json:"model,omitempty"`
+	State      RunState `json:"state"`
+	Generation int64    `json:"generation,omitempty"` // of the sandbox that runs it; 0 before one does
+	Base       string   `json:"base"`
+	Start      string   `json:"start"` // commit to begin at
+	Branch     string   `json:"branch"`
+	CreatedAt  Time     `json:"created_at"`
+	SpawnedAt  Time     `json:"spawned_at,omitempty"`
+	LifeAt     Time     `json:"life_at,omitempty"`     // last sign of life
+	LeaseUntil Time     `json:"lease_until,omitempty"` // 0 while its sandbox is not awake
+	Extended   int      `json:"extended,omitempty"`    // leases prolonged because nobody listened
+	PID        int      `json:"pid,omitempty"`
+
+	Verdict Outcome `json:"verdict,omitempty"` // accepted verdict while draining
+	Stop    string  `json:"stop,omitempty"`    // why it must end, while draining
+	StopAt  Time    `json:"stop_at,omitempty"` // when draining began
+	Nudges  []Nudge `json:"nudges,omitempty"`  // not yet acknowledged
+	NudgeN  int     `json:"nudge_n,omitempty"` // number of the latest
+	Stuck   int     `json:"stuck,omitempty"`   // steps of the ladder for stuck agents taken
+}
+
+// Nudge is a message to a running agent.
+type Nudge struct {
+	N    int    `json:"n"`
+	Text string `json:"text"`
+	From string `json:"from,omitempty"`
+}
+
+// Agent is the permanent identity of a worker: a name with a history.
+type Agent struct {
+	ID     string `json:"id"` // <rig>/<name>
+	Rig    string `json:"rig"`
+	Name   string `json:"name"`
+	Role   Role   `json:"role"`
+	Run    string `json:"run,omitempty"` // the run it works on now
+	Bead   string `json:"bead,omitempty"`
+	Closed int    `json:"closed"` // beads of its that were closed
+	Failed int    `json:"failed"` // attempts of its that were charged
+	Since  Time   `json:"since"`
+}
