@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"gastown/internal/errs"
+)
+
+//go:embed presets/*.toml
+var builtin embed.FS
+
+// SelfCommand as a preset's command means this program itself (Spec.SelfExe).
+const SelfCommand = "{self}"
+
+// maxPresetFile bounds a preset file, which a person writes by hand.
+const maxPresetFile = 256 << 10
+
+// Decision answers a permission request.
+type Decision string
+
+// The decisions.
+const (
+	Allow Decision = "allow"
+	Deny  Decision = "deny"
+)
+
+// Preset is how to run one kind of agent.
+type Preset struct {
+	Name        string
+	Summary     string
+	InstallHint string // what to do when Command is missing
+	Command     string // a name in PATH, an absolute path, or SelfCommand
+	Args        []string
+	Env         map[string]string
+	Model       ModelConfig
+	Permissions PermissionPolicy
+	InitTimeout time.Duration // for initialize; default 30 s
+	// SessionTimeout is for session/new and session/load; default 60 s.
+	SessionTimeout time.Duration
+	// CancelTimeout is how long a cancelled turn may take to answer; default 10 s.
+	CancelTimeout time.Duration
+}
+
+// ModelConfig is how an agent is told where its model is.
+type ModelConfig struct {
+	// Kind is "none" (the agent needs no model) or "env" (through environment variables).
+	Kind string
+	// NeedsProvider says that a Spec without a Model is an error.
+	NeedsProvider bool
+	// Env maps a variable to a text/template over Model, with the function
+	// json, which quotes a string as JSON.
+	Env map[string]string
+}
+
+// PermissionPolicy answers permission requests during unattended work.
+type PermissionPolicy struct {
+	// Kinds maps an ACP tool kind (read, edit, delete, move, search, execute,
+	// think, fetch, switch_mode, other) to a decision. What is not named is denied.
+	Kinds map[string]Decision
+}
+
+// Decide returns the decision for a tool kind, and whether the policy names it.
+// No kind at all counts as "other", as in the protocol.
+func (p PermissionPolicy) Decide(kind string) (d Decision, known bool) {
+	if kind == "" {
+		kind = "other"
+	}
+	d, known = p.Kinds[kind]
+	if !known {
+		return Deny, false
+	}
+	return d, true
+}
+
+// presetFile is the form of a preset in TOML.
+type presetFile struct {
+	Name           string            `toml:"name"`
+	Summary        string            `toml:"summary"`
+	InstallHint    string            `toml:"install_hint"`
+	Command        string            `toml:"command"`
+	Args           []string          `toml:"args"`
+	Env            map[string]string `toml:"env"`
+	InitTimeout    string            `toml:"init_timeout"`
+	SessionTimeout string            `toml:"session_timeout"`
+	CancelTimeout  string            `toml:"cancel_timeout"`
+	Model          struct {
+		Kind          string            `toml:"kind"`
+		NeedsProvider bool              `toml:"needs_provider"`
+		Env           map[string]string `toml:"env"`
+	} `toml:"model"`
+	Permissions map[string]string `toml:"permissions"`
+}
+
+// Presets are presets by name.
+type Presets map[string]Preset
+
+// Get returns a preset, or errs.NotFound that names those that exist.
+func (p Presets) Get(name string) (Preset, error) {
+	if v, ok := p[name]; ok {
+		return v, nil
+	}
+	return Preset{}, errs.New(errs.NotFound, "no agent preset %q", name).WithHint("there are: %s", strings.Join(p.Names(), ", "))
+}
+
+// Names returns the names in order.
+func (p Presets) Names() []string { return slices.Sorted(maps.Keys(p)) }
+
+// LoadPresets returns the built-in presets, and over them those of the *.toml
+// files in extraDir ("" for none; a directory that does not exist is an
+// error). A file whose name equals a built-in one replaces it whole. Any bad
+// file is errs.Invalid, with the file and the key.
+func LoadPresets(extraDir string) (Presets, error) {
+	sub, err := fs.Sub(builtin, "presets")
+	if err != nil {
+		return nil, errs.Wrap(errs.Internal, err, "built-in presets")
+	}
+	all := Presets{}
+	if err := all.addDir(sub, "built-in"); err != nil {
+		return nil, err
+	}
+	if extraDir == "" {
+		return all, nil
+	}
+	if err := all.addDir(os.DirFS(extraDir), extraDir); err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+func (p Presets) addDir(dir fs.FS, label string) error {
+	entries, err := fs.ReadDir(dir, ".")
+	if err != nil {
+		return errs.Wrap(errs.Invalid, err, "presets directory %s", label)
+	}
+	from := map[string]string{} // preset name to file, within this directory
+	for _, e := range entries {
+		if e.IsDir() || !strings.HasSuffix(e.Name(), ".toml") {
+			continue
+		}
+		file := filepath.Join(label, e.Name())
+		data, err := fs.ReadFile(dir, e.Name())
+		if err != nil {
+			return errs.Wrap(errs.Invalid, err, "preset file %s", file)
+		}
+		ps, err := ParsePreset(file, data)
+		if err != nil {
+			return err
+		}
+		if other, dup := from[ps.Name]; dup {
+			return errs.New(errs.Invalid, "%s: name: %q is already the name of %s", file, ps.Name, other)
+		}
+		from[ps.Name] = file
+		p[ps.Name] = ps
+	}
+	return nil
+}
+
+// ParsePreset reads one preset; file is only for messages. Unknown keys,
+// values out of range and broken templates are errs.Invalid.
+func ParsePreset(file string, data []byte) (Preset, error) {
+	if len(data) > maxPresetFile {
+		return Preset{}, errs.New(errs.Invalid, "%s: a preset has at most %d bytes", file, maxPresetFile)
+	}
+	var f presetFile
+	dec := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
+	if err := dec.Decode(&f); err != nil {
+		return Preset{}, errs.New(errs.Invalid, "%s: %s", file, tomlProblem(err))
+	}
+	p, err := f.preset()
+	if err != nil {
+		return Preset{}, errs.Wrap(errs.Invalid, err, "%s", file)
+	}
+	return p, nil
+}
+
+// tomlProblem turns the library's errors into one line with the key.
+func tomlProblem(err error) string {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		var keys []string
+		for _, e := range strict.Errors {
+			row, _ := e.Position()
+			keys = append(keys, fmt.Sprintf("%s (line %d)", strings.Join(e.Key(), "."), row))
+		}
+		return "unknown key " + strings.Join(keys, ", ")
+	}
+	var de *toml.DecodeError
+	if errors.As(err, &de) {
+		row, col := de.Position()
+		at := fmt.Sprintf("line %d, column %d: ", row, col)
+		if key := strings.Join(de.Key(), "."); key != "" {
+			at += key + ": "
+		}
+		return at + strings.TrimPrefix(de.Error(), "toml: ")
+	}
+	return err.Error()
+}
+
+func (f presetFile) preset() (Preset, error) {
+	p := Preset{
+		Name: f.Name, Summary: f.Summary, InstallHint: f.InstallHint,
+		Command: f.Command, Args: f.Args, Env: f.Env,
+		Model:       ModelConfig{Kind: f.Model.Kind, NeedsProvider: f.Model.NeedsProvider, Env: f.Model.Env},
+		Permissions: PermissionPolicy{Kinds: map[string]Decision{}},
+	}
+	if !regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`).MatchString(p.Name) {
+		return p, fmt.Errorf("name: %q is not a lower-case name of at most 32 letters, digits, - and _", clip(p.Name, 64))
+	}
+	if p.Command == "" {
+		return p, errors.New("command: missing")
+	}
+	if strings.ContainsRune(p.Command, '/') && !filepath.IsAbs(p.Command) {
+		return p, fmt.Errorf("command: %q must be a name in PATH or an absolute path", clip(p.Command, 128))
+	}
+	for _, s := range append(slices.Clone(p.Args), p.Command) {
+		if strings.ContainsRune(s, 0) {
+			return p, errors.New("command or args: contains a NUL byte")
+		}
+	}
+	if err := checkEnv("env", p.Env); err != nil {
+		return p, err
+	}
+	if err := p.Model.check(); err != nil {
+		return p, err
+	}
+	for _, t := range []struct {
+		key, text string
+		def       time.Duration
+		to        *time.Duration
+	}{
+		{"init_timeout", f.InitTimeout, 30 * time.Second, &p.InitTimeout},
+		{"session_timeout", f.SessionTimeout, 60 * time.Second, &p.SessionTimeout},
+		{"cancel_timeout", f.CancelTimeout, 10 * time.Second, &p.CancelTimeout},
+	} {
+		d, err := timeout(t.text, t.def)
+		if err != nil {
+			return p, fmt.Errorf("%s: %w", t.key, err)
+		}
+		*t.to = d
+	}
+	return p, p.Permissions.fill(f.Permissions)
+}
+
+func timeout(s string, def time.Duration) (time.Duration, error) {
+	if s == "" {
+		return def, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 100*time.Millisecond || d > time.Hour {
+		return 0, fmt.Errorf("%q is not a duration from 100ms to 1h, such as \"30s\"", clip(s, 64))
+	}
+	return d, nil
+}
+
+func (p PermissionPolicy) fill(from map[string]string) error {
+	kinds := []string{"read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other"}
+	for _, k := range slices.Sorted(maps.Keys(from)) {
+		if !slices.Contains(kinds, k) {
+			return fmt.Errorf("permissions.%s: not a kind of tool; there are: %s", clip(k, 64), strings.Join(kinds, ", "))
+		}
+		d := Decision(from[k])
+		if d != Allow && d != Deny {
+			return fmt.Errorf("permissions.%s: %q is neither \"allow\" nor \"deny\"", k, clip(from[k], 64))
+		}
+		p.Kinds[k] = d
+	}
+	return nil
+}
+
+func checkEnv(key string, env map[string]string) error {
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		if k == "" || strings.ContainsAny(k, "=\x00") {
+			return fmt.Errorf("%s: %q is not the name of a variable", key, clip(k, 64))
+		}
+		if strings.ContainsRune(env[k], 0) {
+			return fmt.Errorf("%s.%s: contains a NUL byte", key, clip(k, 64))
+		}
+	}
+	return nil
+}
