@@ -1,0 +1,212 @@
+// Package scripted is a coding agent without a model: a real agent of the
+// Agent Client Protocol that runs the shell block of its bead. Demos and end to
+// end tests use it, so that everything around an agent is the real thing.
+//
+// A turn connects to the tool server named "gastown" with the headers it was
+// given, calls prime, picks a block of the bead's body (see Choose), runs it
+// with sh -eu in the session's directory, commits what it left, and calls the
+// tool that the block's end attribute names:
+//
+//	```sh attempt=1 end=none
+//	echo "the first attempt forgets to say that it is done"
+//	```
+//	```sh
+//	echo hello > greeting.txt
+//	```
+//
+// The script sees GASTOWN_BEAD, GASTOWN_ATTEMPT, GASTOWN_REASON and
+// GASTOWN_NUDGE. A script that fails ends the turn without a call, and so does
+// an error of the tool; a further prompt in the session is a nudge and runs
+// again. crash and hang leave the worktree as it is, uncommitted.
+//
+// The script has its own process group, which is killed when the turn ends, is
+// cancelled, or the agent is told to stop.
+package scripted
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/coder/acp-go-sdk"
+)
+
+// ServerName is the tool server that the agent looks for.
+const ServerName = "gastown"
+
+// ExitError asks the caller of Main to exit with a code.
+type ExitError struct{ Code int }
+
+// Error says that it was asked for.
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("scripted agent: exit with code %d, as the block asked", e.Code)
+}
+
+// Main serves the protocol on in and out until in ends or ctx does (nil), or a
+// block says crash (*ExitError). It returns when no script is left running.
+func Main(ctx context.Context, in io.Reader, out io.Writer, stderr io.Writer) error {
+	a := &agent{
+		sessions: map[acp.SessionId]*session{},
+		stop:     make(chan struct{}),
+		crash:    make(chan struct{}),
+		log:      slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}
+	a.conn = acp.NewAgentSideConnection(a, out, in)
+	a.conn.SetLogger(a.log)
+	var err error
+	select {
+	case <-a.conn.Done():
+	case <-ctx.Done():
+	case <-a.crash:
+		err = &ExitError{Code: 3}
+	}
+	a.shut()
+	return err
+}
+
+// agent implements the agent's side of the protocol.
+type agent struct {
+	conn  *acp.AgentSideConnection
+	log   *slog.Logger
+	stop  chan struct{} // closed when Main ends: turns end
+	crash chan struct{} // closed by a block with end=crash
+	once  sync.Once     // closes crash
+
+	mu       sync.Mutex // guards the fields below
+	sessions map[acp.SessionId]*session
+	turns    sync.WaitGroup
+	closed   bool
+}
+
+// session is all there is to know about one; a loaded session starts anew.
+type session struct {
+	cwd   string
+	mcp   *acp.McpServerHttpInline
+	turns int
+}
+
+var (
+	_ acp.Agent       = (*agent)(nil)
+	_ acp.AgentLoader = (*agent)(nil)
+)
+
+func (a *agent) shut() {
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	close(a.stop)
+	a.turns.Wait()
+}
+
+// Initialize implements acp.Agent.
+func (a *agent) Initialize(context.Context, acp.InitializeRequest) (acp.InitializeResponse, error) {
+	return acp.InitializeResponse{
+		ProtocolVersion: acp.ProtocolVersionNumber,
+		AgentInfo:       &acp.Implementation{Name: "gastown-scripted", Version: "1"},
+		AuthMethods:     []acp.AuthMethod{},
+		AgentCapabilities: acp.AgentCapabilities{
+			LoadSession:     true,
+			McpCapabilities: acp.McpCapabilities{Http: true},
+		},
+	}, nil
+}
+
+func (a *agent) keep(id acp.SessionId, cwd string, servers []acp.McpServer) {
+	s := &session{cwd: cwd}
+	for _, m := range servers {
+		if m.Http != nil && m.Http.Name == ServerName {
+			s.mcp = m.Http
+		}
+	}
+	a.mu.Lock()
+	a.sessions[id] = s
+	a.mu.Unlock()
+}
+
+// NewSession implements acp.Agent.
+func (a *agent) NewSession(_ context.Context, p acp.NewSessionRequest) (acp.NewSessionResponse, error) {
+	id := acp.SessionId("scripted-" + rand.Text())
+	a.keep(id, p.Cwd, p.McpServers)
+	return acp.NewSessionResponse{SessionId: id}, nil
+}
+
+// LoadSession implements acp.AgentLoader.
+func (a *agent) LoadSession(_ context.Context, p acp.LoadSessionRequest) (acp.LoadSessionResponse, error) {
+	a.keep(p.SessionId, p.Cwd, p.McpServers)
+	return acp.LoadSessionResponse{}, nil
+}
+
+// Prompt implements acp.Agent. The library ends ctx on session/cancel.
+func (a *agent) Prompt(ctx context.Context, p acp.PromptRequest) (acp.PromptResponse, error) {
+	a.mu.Lock()
+	s := a.sessions[p.SessionId]
+	if s == nil || a.closed {
+		a.mu.Unlock()
+		return acp.PromptResponse{}, acp.NewInvalidParams(map[string]any{"error": "no such session"})
+	}
+	nudge := s.turns
+	s.turns++
+	a.turns.Add(1)
+	a.mu.Unlock()
+	defer a.turns.Done()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-a.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	t := &turn{a: a, id: p.SessionId, s: s, nudge: nudge}
+	err := t.run(ctx)
+	switch {
+	case errors.Is(err, errCrash):
+		a.once.Do(func() { close(a.crash) })
+		<-a.stop
+		return acp.PromptResponse{}, err
+	case ctx.Err() != nil:
+		return acp.PromptResponse{StopReason: acp.StopReasonCancelled}, nil
+	case err != nil:
+		t.say(err.Error() + "\n")
+	}
+	return acp.PromptResponse{StopReason: acp.StopReasonEndTurn}, nil
+}
+
+// Cancel implements acp.Agent; the turn's context has ended already.
+func (a *agent) Cancel(context.Context, acp.CancelNotification) error { return nil }
+
+// Authenticate implements acp.Agent.
+func (a *agent) Authenticate(context.Context, acp.AuthenticateRequest) (acp.AuthenticateResponse, error) {
+	return acp.AuthenticateResponse{}, nil
+}
+
+// CloseSession implements acp.Agent.
+func (a *agent) CloseSession(context.Context, acp.CloseSessionRequest) (acp.CloseSessionResponse, error) {
+	return acp.CloseSessionResponse{}, acp.NewMethodNotFound(acp.AgentMethodSessionClose)
+}
+
+// ListSessions implements acp.Agent.
+func (a *agent) ListSessions(context.Context, acp.ListSessionsRequest) (acp.ListSessionsResponse, error) {
+	return acp.ListSessionsResponse{}, acp.NewMethodNotFound(acp.AgentMethodSessionList)
+}
+
+// ResumeSession implements acp.Agent.
+func (a *agent) ResumeSession(context.Context, acp.ResumeSessionRequest) (acp.ResumeSessionResponse, error) {
+	return acp.ResumeSessionResponse{}, acp.NewMethodNotFound(acp.AgentMethodSessionResume)
+}
+
+// SetSessionConfigOption implements acp.Agent.
+func (a *agent) SetSessionConfigOption(context.Context, acp.SetSessionConfigOptionRequest) (acp.SetSessionConfigOptionResponse, error) {
+	return acp.SetSessionConfigOptionResponse{}, acp.NewMethodNotFound(acp.AgentMethodSessionSetConfigOption)
+}
+
+// SetSessionMode implements acp.Agent.
+func (a *agent) SetSessionMode(context.Context, acp.SetSessionModeRequest) (acp.SetSessionModeResponse, error) {
+	return acp.SetSessionModeResponse{}, acp.NewMethodNotFound(acp.AgentMethodSessionSetMode)
+}
