@@ -82,6 +82,9 @@ func CheckRows(rows []Row) error {
 		if r.Kind == "" || r.ID == "" {
 			return errs.New(errs.Invalid, "a row needs a kind and an id")
 		}
+		if r.Body != nil && len(r.Body) == 0 {
+			return errs.New(errs.Invalid, "row %s/%s is empty; a deleted row has a nil body", r.Kind, r.ID)
+		}
 		if err := checkSize("row "+r.Kind+"/"+r.ID, r.Body); err != nil {
 			return err
 		}
