@@ -1,0 +1,281 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"sort"
+	"strings"
+	"time"
+
+	"gastown/internal/errs"
+	"gastown/internal/git"
+)
+
+// credentialHelper answers git's question for a credential from a file. Only
+// builtins of the shell touch the value, so it is in no argv.
+const credentialHelper = `!f() { test "$1" = get || exit 0; read -r t <"$GASTOWN_CREDENTIAL_FILE"; case "$t" in ` +
+	`*:*) printf 'username=%s\npassword=%s\n' "${t%%:*}" "${t#*:}";; ` +
+	`?*) printf 'username=x-access-token\npassword=%s\n' "$t";; esac; }; f`
+
+func checkRemote(r Remote) error {
+	if err := git.ValidRemoteURL(r.URL); err != nil {
+		return err
+	}
+	if r.Secret != "" && !strings.HasPrefix(r.URL, "https://") && !strings.HasPrefix(r.URL, "http://") {
+		return errs.New(errs.Invalid, "a git token works with https only").
+			WithHint("use an https URL, or leave the token out")
+	}
+	return nil
+}
+
+func checkTarget(r Remote) error {
+	if err := checkRemote(r); err != nil {
+		return err
+	}
+	if err := git.ValidBranch(r.Target); err != nil {
+		return err
+	}
+	if r.Target == "gt" || strings.HasPrefix(r.Target, "gt/") {
+		return errs.New(errs.Invalid, "the target branch can't be %q: gt/ holds the agents' branches", r.Target).
+			WithHint("choose another target branch")
+	}
+	return nil
+}
+
+// talk runs a git command that contacts upstream. gitDir is "" for one that
+// needs no repository. Failures come back classified.
+func (h *Hub) talk(ctx context.Context, r Remote, gitDir string, d time.Duration, args ...string) (git.Output, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	c := git.Cmd{Dir: gitDir, GitDir: gitDir, Args: args}
+	if gitDir == "" {
+		c.Dir = h.root // never the server's own working directory, which may be a repository
+		c.Env = append(c.Env, "GIT_CEILING_DIRECTORIES="+h.root)
+	}
+	token, err := h.access(r, &c)
+	if err != nil {
+		return git.Output{}, err
+	}
+	out, err := h.git.Do(ctx, c)
+	if err != nil && gitDir != "" && LockedOut(err.Error()) && h.sweep(gitDir) > 0 {
+		out, err = h.git.Do(ctx, c)
+	}
+	var exit *git.ExitError
+	if errors.As(err, &exit) {
+		exit.Stderr = git.Redact(exit.Stderr, token...)
+		exit.Stdout = []byte(git.Redact(string(exit.Stdout), token...))
+	}
+	return out, err
+}
+
+// access gives c the protocol and the credential of r, and nothing else. It
+// returns the secret strings, for redaction.
+func (h *Hub) access(r Remote, c *git.Cmd) ([]string, error) {
+	proto := "ssh"
+	switch {
+	case git.LocalPath(r.URL) != "":
+		proto = "file"
+	case strings.HasPrefix(r.URL, "https://"):
+		proto = "https"
+	case strings.HasPrefix(r.URL, "http://"):
+		proto = "http:https"
+	}
+	c.Env = append(c.Env, "GIT_ALLOW_PROTOCOL="+proto)
+	c.Config = append(c.Config,
+		git.Setting{Key: "http.lowSpeedLimit", Value: "500"}, // bytes per second, for so many seconds:
+		git.Setting{Key: "http.lowSpeedTime", Value: "60"},
+		git.Setting{Key: "credential.helper", Value: ""},
+	)
+	if r.Secret == "" {
+		return nil, nil
+	}
+	if h.vault == nil {
+		return nil, errs.New(errs.Internal, "the hub has no vault to take the git token from")
+	}
+	value, err := h.vault.Get(r.Secret)
+	if err != nil {
+		return nil, errs.Wrap(errs.KindOf(err), err, "reading the rig's git token")
+	}
+	file, err := h.vault.Path(r.Secret)
+	if err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(r.URL)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "the git URL does not parse")
+	}
+	c.Env = append(c.Env, "GASTOWN_CREDENTIAL_FILE="+file)
+	c.Config = append(c.Config, git.Setting{Key: "credential." + u.Scheme + "://" + u.Host + ".helper", Value: credentialHelper})
+	token := strings.TrimSpace(string(value))
+	_, password, _ := strings.Cut(token, ":")
+	return []string{token, password}, nil
+}
+
+// Branches is what a remote says about itself.
+type Branches struct {
+	Head string            // short name of its default branch, "" if it has none
+	Tips map[string]string // commit ids by short name; empty for an empty repository
+}
+
+// some returns up to five names, sorted.
+func (b Branches) some() string {
+	names := make([]string, 0, len(b.Tips))
+	for n := range b.Tips {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	if len(names) > 5 {
+		names = append(names[:5], "…")
+	}
+	return strings.Join(names, ", ")
+}
+
+// Probe asks a remote for its branches; r.Target is not looked at.
+func (h *Hub) Probe(ctx context.Context, r Remote) (Branches, error) {
+	if err := checkRemote(r); err != nil {
+		return Branches{}, err
+	}
+	return h.lsRemote(ctx, r, "HEAD", "refs/heads/*")
+}
+
+func (h *Hub) lsRemote(ctx context.Context, r Remote, patterns ...string) (Branches, error) {
+	args := append([]string{"ls-remote", "--symref", "--", r.URL}, patterns...)
+	out, err := h.talk(ctx, r, "", talkTimeout, args...)
+	if err != nil {
+		return Branches{}, classify(err)
+	}
+	b := Branches{Tips: map[string]string{}}
+	for line := range strings.SplitSeq(string(out.Stdout), "\n") {
+		value, name, ok := strings.Cut(line, "\t")
+		if target, isSym := strings.CutPrefix(value, "ref: refs/heads/"); ok && isSym && name == "HEAD" {
+			b.Head = target
+		} else if short, isHead := strings.CutPrefix(name, "refs/heads/"); ok && isHead && git.ValidOID(value) == nil {
+			b.Tips[short] = value
+		}
+	}
+	return b, nil
+}
+
+// classify turns what git said about a failed talk with upstream into a kind.
+// The order matters: ssh reports a refused key and a lost connection together.
+func classify(err error) error {
+	var exit *git.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	s := strings.ToLower(exit.Stderr)
+	has := func(parts ...string) bool {
+		for _, p := range parts {
+			if strings.Contains(s, p) {
+				return true
+			}
+		}
+		return false
+	}
+	fail := func(k errs.Kind, msg, hint string) error {
+		return &errs.Error{Kind: k, Message: msg, Hint: hint, Err: err}
+	}
+	switch {
+	case has("dubious ownership"):
+		return fail(errs.Forbidden, "the upstream repository belongs to another user", "run the server as its owner, or make that user own it")
+	case has("host key verification failed"):
+		return fail(errs.Forbidden, "the upstream's ssh host key is not known", "connect once with ssh as the server's user and accept the key")
+	case has("could not read username", "could not read password", "terminal prompts disabled"):
+		return fail(errs.Forbidden, "upstream asks for credentials", "give the rig a token with --git-token-file; a private repository may look missing without one")
+	case has("authentication failed", "invalid username or password", "permission denied", "access denied",
+		"returned error: 401", "returned error: 403", "permission to ", "not authorized", "unauthorized"):
+		return fail(errs.Forbidden, "upstream refused the credentials", "check the token or ssh key and what it may do")
+	case has("could not resolve host", "connection refused", "timed out", "connection reset", "failed to connect",
+		"couldn't connect", "network is unreachable", "no route to host", "returned error: 5", "returned error: 429",
+		"early eof", "unexpected disconnect", "ssl", "tls", "operation too slow", "connection closed", "name or service not known",
+		"temporary failure in name resolution", "empty reply from server"):
+		return fail(errs.Unavailable, "upstream can't be reached", "")
+	case has("couldn't find remote ref"):
+		return fail(errs.NotFound, "upstream has no such branch", "check the rig's target branch")
+	case has("not found", "does not exist", "does not appear to be a git repository", "returned error: 404",
+		"no such file or directory", "not a git repository", "not valid: is this a git repository"):
+		return fail(errs.NotFound, "there is no git repository at that address, or the credentials don't show it", "check the URL and the token")
+	case has("remote end hung up", "could not read from remote repository"):
+		return fail(errs.Unavailable, "upstream ended the connection", "")
+	}
+	return fail(errs.Unavailable, "talking to upstream failed", "")
+}
+
+// Fetch brings the target of r into the hub, with tags on its history, and
+// returns its tip.
+func (h *Hub) Fetch(ctx context.Context, id ID, r Remote) (tip string, err error) {
+	dir, err := h.ready(id, r)
+	if err != nil {
+		return "", err
+	}
+	unlock, err := h.lock(ctx, dir)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	return h.fetchLocked(ctx, dir, r, talkTimeout)
+}
+
+func (h *Hub) ready(id ID, r Remote) (string, error) {
+	if err := checkTarget(r); err != nil {
+		return "", err
+	}
+	return h.Path(id)
+}
+
+func (h *Hub) fetchLocked(ctx context.Context, dir string, r Remote, d time.Duration) (string, error) {
+	args := func(tags string) []string {
+		return []string{"fetch", "--quiet", "--no-write-fetch-head", "--no-auto-maintenance", "--no-recurse-submodules",
+			tags, "--", r.URL,
+			"+refs/heads/" + r.Target + ":refs/upstream/heads/" + r.Target,
+			"+refs/heads/" + r.Target + ":refs/heads/" + r.Target}
+	}
+	_, err := h.talk(ctx, r, dir, d, args("--no-prune-tags")...)
+	if err != nil && strings.Contains(err.Error(), "refs/tags/") {
+		// Tags that can't stand side by side (v1 and v1/x) must not keep the target from moving.
+		_, err = h.talk(ctx, r, dir, d, args("--no-tags")...)
+	}
+	if err != nil {
+		return "", classify(err)
+	}
+	return h.text(ctx, dir, "rev-parse", "--verify", "refs/upstream/heads/"+r.Target+"^{commit}")
+}
+
+// Contains fetches the target and reports whether it contains commit. A commit
+// that the hub does not hold is not contained.
+func (h *Hub) Contains(ctx context.Context, id ID, r Remote, commit string) (tip string, in bool, err error) {
+	if err := git.ValidOID(commit); err != nil {
+		return "", false, err
+	}
+	tip, err = h.Fetch(ctx, id, r)
+	if err != nil {
+		return "", false, err
+	}
+	dir, err := h.Path(id)
+	if err != nil {
+		return "", false, err
+	}
+	in, err = h.ancestor(ctx, dir, commit, tip)
+	return tip, in, err
+}
+
+// ancestor reports whether a is b or one of its ancestors; false if a is not held.
+func (h *Hub) ancestor(ctx context.Context, dir, a, b string) (bool, error) {
+	if held, err := h.holds(ctx, dir, a); err != nil || !held {
+		return false, err
+	}
+	return h.yes(ctx, dir, "merge-base", "--is-ancestor", a, b)
+}
+
+// holds reports whether the repository has the commit.
+func (h *Hub) holds(ctx context.Context, dir, commit string) (bool, error) {
+	_, err := h.run(ctx, dir, git.Cmd{Args: []string{"cat-file", "-e", commit + "^{commit}"}})
+	switch git.Code(err) {
+	case 0:
+		return true, nil
+	case 1, 128:
+		return false, nil
+	}
+	return false, err
+}
