@@ -1,0 +1,90 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+
+	"gastown/internal/git"
+	"gastown/internal/git/hub"
+)
+
+const (
+	maxShallow = 1000
+	// listBytes bounds the command list: its lines at their usual length, with room.
+	listBytes = 1 << 20
+	// maxReport bounds what receive-pack may answer, progress included.
+	maxReport = 4 << 20
+)
+
+func (c *gitCall) pushCmd(force bool, args ...string) git.Cmd {
+	cmd := git.Cmd{
+		Dir:  c.dir,
+		Args: append(append([]string{"receive-pack", "--stateless-rpc"}, args...), c.dir),
+		Config: append(c.grant.hidden(),
+			git.Setting{Key: "safe.directory", Value: c.dir},
+			git.Setting{Key: "receive.fsckObjects", Value: "true"},
+			git.Setting{Key: "receive.maxInputSize", Value: fmt.Sprint(c.lim.PackBytes)},
+			git.Setting{Key: "receive.denyDeletes", Value: "true"},
+			git.Setting{Key: "receive.denyNonFastForwards", Value: fmt.Sprint(!force)},
+			git.Setting{Key: "receive.shallowUpdate", Value: "false"},
+			git.Setting{Key: "receive.advertisePushOptions", Value: "false"},
+			git.Setting{Key: "receive.autogc", Value: "false"},
+		),
+	}
+	return cmd
+}
+
+// push reads the commands before anything runs. Only a push that is allowed
+// whole reaches receive-pack.
+func (c *gitCall) push() error {
+	body, err := c.body(c.lim.PackBytes + listBytes)
+	if err != nil {
+		return err
+	}
+	in := bufio.NewReader(body)
+	list, err := readCommands(&boundedReader{r: in, left: listBytes}, commandLimits{Commands: c.lim.Commands, Shallow: maxShallow})
+	if err != nil {
+		c.drain(in)
+		return err
+	}
+	c.header(receivePack + "-result")
+	if len(list.Commands) == 0 {
+		// The probe that git sends before a chunked push; anything else without commands is a no-op too.
+		c.drain(in)
+		return nil
+	}
+	reasons, force := c.grant.judge(list.Commands)
+	if len(reasons) > 0 {
+		c.drain(in)
+		c.log.Info("push refused", "rig", c.grant.ID.String(), "refs", len(list.Commands), "first", sortedKeys(reasons)[0])
+		_, _ = c.w.Write(list.refusal(reasons, c.grant.explain(reasons))) // the client may have gone away
+		return nil
+	}
+	cmd := c.pushCmd(force)
+	cmd.Stdin = io.MultiReader(bytes.NewReader(list.encode()), in)
+	cmd.MaxOut = maxReport
+	out, err := c.hub.Git().Do(c.r.Context(), cmd)
+	c.drain(in)
+	if hub.LockedOut(string(out.Stdout)) || hub.LockedOut(out.Stderr) {
+		// The client's next try succeeds if the lock's owner is dead.
+		if err := c.hub.SweepLocks(c.grant.ID); err != nil {
+			c.log.Warn("looking for stale locks", "rig", c.grant.ID.String(), "err", err)
+		}
+	}
+	if err != nil && len(out.Stdout) == 0 {
+		return upErr(err)
+	}
+	// With an error receive-pack has reported it in its own output.
+	_, _ = c.w.Write(out.Stdout) // the client may have gone away
+	return nil
+}
+
+// drain reads what the client still sends: it looks at the answer only when it
+// is done sending. The body's own bound ends it.
+func (c *gitCall) drain(in io.Reader) {
+	// A failure here means the client is gone or over its limit; the answer goes out all the same.
+	_, _ = io.Copy(io.Discard, in)
+}
+
