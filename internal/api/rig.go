@@ -1,0 +1,56 @@
+package api
+
+import "time"
+
+// Gate is a command that a merge candidate must pass.
+type Gate struct {
+	Name      string `json:"name"`
+	Command   string `json:"command"`
+	TimeoutMS int64  `json:"timeout_ms,omitempty" minimum:"0" doc:"0: the setting gate.timeout."`
+}
+
+// Rig is a git repository that a town works on.
+type Rig struct {
+	Name           string            `json:"name"`
+	Town           string            `json:"town" doc:"Name of the town."`
+	TownID         string            `json:"town_id"`
+	Prefix         string            `json:"prefix" doc:"Of its beads' ids."`
+	URL            string            `json:"url"`
+	Target         string            `json:"target"`
+	Gates          []Gate            `json:"gates"`
+	Settings       map[string]string `json:"settings,omitempty"`
+	HasCredential  bool              `json:"has_credential"`
+	UpdateWorktree bool              `json:"update_worktree,omitempty"`
+	State          string            `json:"state" enum:"active,removing"`
+	CreatedAt      time.Time         `json:"created_at"`
+	Tip            string            `json:"tip" doc:"Of the target, as last seen."`
+	FetchedAt      time.Time         `json:"fetched_at,omitzero"`
+}
+
+// AddRig adds a rig. The server clones the repository before it answers.
+type AddRig struct {
+	Name           string            `json:"name"`
+	URL            string            `json:"url"`
+	Prefix         string            `json:"prefix,omitempty" doc:"Of bead ids; default: made from the name."`
+	Target         string            `json:"target,omitempty" doc:"Branch that work lands on; default main."`
+	Gates          []Gate            `json:"gates,omitempty"`
+	Settings       map[string]string `json:"settings,omitempty" doc:"Such as agent, provider, model, merge.mode."`
+	GitToken       string            `json:"git_token,omitempty" doc:"Credential for the repository. Stays on the server, never returned."`
+	InitEmpty      bool              `json:"init_empty,omitempty" doc:"Give an empty repository a first commit."`
+	UpdateWorktree bool              `json:"update_worktree,omitempty" doc:"Allow a target that is checked out in a clean working copy on this machine."`
+}
+
+// EditRig changes a rig. Gates replaces all gates when it is given.
+type EditRig struct {
+	Set   map[string]string `json:"set,omitempty"`
+	Unset []string          `json:"unset,omitempty"`
+	Gates *[]Gate           `json:"gates,omitempty"`
+}
+
+// RigPlace says in which town a rig is.
+type RigPlace struct {
+	Town   string `json:"town" doc:"Name of the town."`
+	TownID string `json:"town_id"`
+	Rig    string `json:"rig"`
+	Prefix string `json:"prefix"`
+}
