@@ -166,7 +166,7 @@ func (s *SQLite) IdleSlice(ctx context.Context, slice, slices int, now int64) ([
  WHERE due_at IS NOT NULL AND due_at <= ? AND hash >= ? AND hash < ?
  UNION ALL SELECT `+headColumns+` FROM towns
  WHERE due_at IS NULL AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting')
- AND hash >= ? AND hash < ?`, now, lo, hi, lo, hi)
+ AND hash >= ? AND hash < ? ORDER BY id`, now, lo, hi, lo, hi)
 }
 
 // AwakeTowns implements Store.

@@ -211,7 +211,7 @@ type Store interface {
 	// NextDue returns the earliest deadline of all towns.
 	NextDue(ctx context.Context) (int64, bool, error)
 	// IdleSlice reads the towns of one slice (0 <= slice < slices) that are due
-	// at now or whose columns contradict each other. It writes nothing.
+	// at now or whose columns contradict each other, by id. It writes nothing.
 	IdleSlice(ctx context.Context, slice, slices int, now int64) ([]Head, error)
 	// AwakeTowns lists towns whose sandbox is not asleep, by id.
 	AwakeTowns(ctx context.Context) ([]Head, error)
@@ -229,7 +229,8 @@ type Store interface {
 	// Idem reads an idempotency record; town "" is the server's own scope.
 	Idem(ctx context.Context, town, key string) (Idem, bool, error)
 	// PutIdem records an answer outside a commit. The same key with the same
-	// hash changes nothing; with another hash it is a Conflict.
+	// hash changes nothing; with another hash it is a Conflict. town is "" for
+	// the server's own scope.
 	PutIdem(ctx context.Context, town string, r Idem) error
 	// PruneIdem deletes records older than before, of all towns.
 	PruneIdem(ctx context.Context, before int64) (int, error)
@@ -245,7 +246,8 @@ type Store interface {
 	// Slots lists all slots by town.
 	Slots(ctx context.Context) ([]Slot, error)
 
-	// AppendTranscript stores chunks; those whose key exists are ignored.
+	// AppendTranscript stores chunks; those whose key exists are ignored. A town
+	// that does not exist is NotFound, and none is stored.
 	AppendTranscript(ctx context.Context, chunks []Chunk) error
 	// Transcript reads chunks of one epoch of a run with Seq > after, in order.
 	// Limit 0 means 100.

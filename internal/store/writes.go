@@ -228,6 +228,11 @@ func (s *SQLite) PutIdem(ctx context.Context, town string, r Idem) error {
 		return err
 	}
 	return s.w.do(ctx, len(r.Body), func(t *tx) error {
+		if town != "" {
+			if err := t.mustExist(town); err != nil {
+				return err
+			}
+		}
 		err := t.putIdems(town, []Idem{r})
 		if err == ErrReplay {
 			return nil
@@ -249,12 +254,18 @@ func (s *SQLite) Admit(ctx context.Context, town string, now int64, l Limits) (A
 	return a, nil
 }
 
+// mustExist keeps late writers from leaving something of a deleted town behind.
+func (t *tx) mustExist(town string) error {
+	_, ok, err := t.number(context.Background(), `SELECT 1 FROM towns WHERE id = ?`, town)
+	if err == nil && !ok {
+		err = ErrNoTown(town)
+	}
+	return err
+}
+
 func (t *tx) admit(town string, now int64, l Limits) (Admission, error) {
 	ctx := context.Background()
-	if _, ok, err := t.number(ctx, `SELECT 1 FROM towns WHERE id = ?`, town); err != nil || !ok {
-		if err == nil {
-			err = ErrNoTown(town)
-		}
+	if err := t.mustExist(town); err != nil {
 		return Admission{}, err
 	}
 	mine := Slot{Town: town, Since: now}
@@ -297,7 +308,12 @@ func (s *SQLite) AppendTranscript(ctx context.Context, chunks []Chunk) error {
 		size += len(c.Body)
 	}
 	return s.w.do(ctx, size, func(t *tx) error {
-		for _, c := range chunks {
+		for i, c := range chunks {
+			if i == 0 || c.Town != chunks[i-1].Town {
+				if err := t.mustExist(c.Town); err != nil {
+					return err
+				}
+			}
 			n, err := t.do(`INSERT INTO transcripts (town, run, epoch, seq, at, kind, body) VALUES (?,?,?,?,?,?,?)
  ON CONFLICT DO NOTHING`, c.Town, c.Run, c.Epoch, c.Seq, c.At, c.Kind, c.Body)
 			if err != nil {
