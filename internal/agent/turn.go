@@ -10,9 +10,10 @@ import (
 	"gastown/internal/errs"
 )
 
-// cancelRepeat is how often a cancel is sent again: one that overtakes its
-// prompt inside the agent is lost.
-const cancelRepeat = time.Second
+// cancelRepeat is when a cancel is sent again: one that overtakes its prompt
+// inside the agent is lost. Much shorter, and a turn that is about to end would
+// get a second one for nothing.
+const cancelRepeat = 4 * time.Second
 
 // turn is a prompt in progress.
 type turn struct {
@@ -70,12 +71,15 @@ func (a *Agent) cancelled(got <-chan answer) (StopReason, error) {
 	again := time.NewTicker(cancelRepeat)
 	defer again.Stop()
 	for {
-		// A failed write ends the agent, and that is noticed below.
+		sent := make(chan struct{})
 		go func() {
+			defer close(sent)
+			// A failed write ends the agent, and that is noticed below.
 			_ = a.conn.SendNotification(context.Background(), acp.AgentMethodSessionCancel, acp.CancelNotification{SessionId: a.session})
 		}()
 		select {
 		case r := <-got:
+			<-sent // it must not come after the next prompt
 			return a.turnEnd(r)
 		case <-end.C:
 			return "", errs.New(errs.Unavailable, "agent %s did not end its turn within %s of the cancel", a.spec.Preset.Name, limit)

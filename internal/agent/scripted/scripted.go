@@ -152,8 +152,16 @@ func (a *agent) Prompt(ctx context.Context, p acp.PromptRequest) (acp.PromptResp
 	s.turns++
 	a.turns.Add(1)
 	a.mu.Unlock()
-	defer a.turns.Done()
+	stop, err := a.turn(ctx, &turn{a: a, id: p.SessionId, s: s, nudge: nudge})
+	a.turns.Done()
+	if errors.Is(err, errCrash) {
+		a.once.Do(func() { close(a.crash) })
+		<-a.conn.Done() // a process that crashes does not answer
+	}
+	return acp.PromptResponse{StopReason: stop}, err
+}
 
+func (a *agent) turn(ctx context.Context, t *turn) (acp.StopReason, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -163,19 +171,16 @@ func (a *agent) Prompt(ctx context.Context, p acp.PromptRequest) (acp.PromptResp
 		case <-ctx.Done():
 		}
 	}()
-	t := &turn{a: a, id: p.SessionId, s: s, nudge: nudge}
 	err := t.run(ctx)
 	switch {
 	case errors.Is(err, errCrash):
-		a.once.Do(func() { close(a.crash) })
-		<-a.stop
-		return acp.PromptResponse{}, err
+		return "", err
 	case ctx.Err() != nil:
-		return acp.PromptResponse{StopReason: acp.StopReasonCancelled}, nil
+		return acp.StopReasonCancelled, nil
 	case err != nil:
 		t.say(err.Error() + "\n")
 	}
-	return acp.PromptResponse{StopReason: acp.StopReasonEndTurn}, nil
+	return acp.StopReasonEndTurn, nil
 }
 
 // Cancel implements acp.Agent; the turn's context has ended already.

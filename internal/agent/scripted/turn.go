@@ -23,7 +23,7 @@ const (
 	// gitTimeout bounds each git command after the script.
 	gitTimeout = 2 * time.Minute
 	// pipeGrace is how long output may keep coming from what a script left behind.
-	pipeGrace = time.Second
+	pipeGrace = 300 * time.Millisecond
 )
 
 var errCrash = errors.New("crash")
