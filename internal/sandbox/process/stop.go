@@ -1,0 +1,245 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"gastown/internal/errs"
+	"gastown/internal/sandbox"
+)
+
+// Inspect implements sandbox.Driver.
+func (d *Driver) Inspect(ctx context.Context, ref sandbox.Ref) (sandbox.Status, error) {
+	if err := errors.Join(ref.Validate(false), ctx.Err()); err != nil {
+		return sandbox.Status{}, err
+	}
+	rec, err := d.load(ref.Town)
+	if err != nil {
+		return sandbox.Status{}, err
+	}
+	if rec == nil || rec.Generation != ref.Generation {
+		ref.Driver = driverName
+		return sandbox.Status{Ref: ref, State: sandbox.Gone, ExitCode: -1, Reason: "not known here"}, nil
+	}
+	return d.status(rec)
+}
+
+// status turns a record into what can be said of it now.
+func (d *Driver) status(rec *record) (sandbox.Status, error) {
+	if rec.Phase == phaseStarting {
+		unlock, ok, err := d.tryLock(rec.Town)
+		if err != nil {
+			return sandbox.Status{}, err
+		}
+		if !ok {
+			return sandbox.Status{Ref: rec.ref(), State: sandbox.Unknown, ExitCode: -1, Reason: "is being started"}, nil
+		}
+		defer unlock()
+		now, err := d.settled(rec.Town)
+		if err != nil {
+			return sandbox.Status{}, err
+		}
+		if now != nil && now.Generation == rec.Generation {
+			rec = now
+		}
+	}
+	st := sandbox.Status{Ref: rec.ref(), State: sandbox.Gone, StartedAt: rec.StartedAt, ExitedAt: rec.ExitedAt,
+		ExitCode: rec.ExitCode, Reason: rec.Reason}
+	if rec.Phase == phaseEnded {
+		return st, nil
+	}
+	runs, err := d.runs(rec)
+	switch {
+	case err != nil:
+		st.State, st.ExitCode, st.Reason = sandbox.Unknown, -1, err.Error()
+	case runs:
+		st.State, st.Reason = sandbox.Running, "running"
+	case rec.Boot != d.boot:
+		st.ExitedAt, st.ExitCode, st.Reason = time.Now().UTC(), -1, "the machine was restarted"
+	default:
+		st.ExitedAt, st.ExitCode, st.Reason = time.Now().UTC(), -1, "ended just now or while no server watched"
+	}
+	return st, nil
+}
+
+// Stop implements sandbox.Driver. SIGTERM goes to the command only, which shuts
+// down its agents itself.
+func (d *Driver) Stop(ctx context.Context, ref sandbox.Ref, grace time.Duration) error {
+	if err := ref.Validate(false); err != nil {
+		return err
+	}
+	rec, err := d.ofGeneration(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if rec == nil { // not the recorded one: only leftovers can exist
+		return d.kill(ctx, claim{town: ref.Town, from: ref.Generation, upTo: ref.Generation})
+	}
+	runs, err := d.runs(rec)
+	if err != nil {
+		return err
+	}
+	if runs && grace > 0 {
+		err := send(proc{pid: rec.PID, start: rec.Start}, syscall.SIGTERM)
+		if err != nil {
+			d.log.Warn("a sandbox can't be asked to end", "town", rec.Town, "generation", rec.Generation, "err", err)
+		} else if err := d.awaitGone(ctx, rec, grace); err != nil {
+			return err
+		}
+	}
+	if err := d.kill(ctx, claim{town: rec.Town, from: rec.Generation, upTo: rec.Generation, rec: rec}); err != nil {
+		return err
+	}
+	if l := d.watched(rec.key()); l != nil && l.own {
+		select { // its waiter knows the exit code and records it
+		case <-l.done:
+		case <-ctx.Done():
+			return errs.Wrap(errs.Unavailable, ctx.Err(), "sandbox: stop town %s", rec.Town)
+		}
+	}
+	return d.recordEnd(ctx, rec.key(), -1, "stopped")
+}
+
+// ofGeneration loads the settled record if it is about this generation, else nil.
+func (d *Driver) ofGeneration(ctx context.Context, ref sandbox.Ref) (*record, error) {
+	rec, err := d.load(ref.Town)
+	if err == nil && rec != nil && rec.Phase == phaseStarting {
+		var unlock func()
+		if unlock, err = d.lock(ctx, ref.Town); err != nil {
+			return nil, err
+		}
+		defer unlock()
+		rec, err = d.settled(ref.Town)
+	}
+	if err != nil || rec == nil || rec.Generation != ref.Generation {
+		return nil, err
+	}
+	return rec, nil
+}
+
+// awaitGone waits until the command has ended, at most for grace. Only the end
+// of ctx is an error.
+func (d *Driver) awaitGone(ctx context.Context, rec *record, grace time.Duration) error {
+	var done <-chan struct{} // nil: nobody closes it
+	if l := d.watched(rec.key()); l != nil {
+		done = l.done
+	}
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return errs.Wrap(errs.Unavailable, ctx.Err(), "sandbox: stop town %s", rec.Town)
+		case <-timer.C:
+			return nil
+		case <-done:
+			done = nil // the next look tells whether it is dead or merely unwatched
+		case <-tick.C:
+			if runs, err := d.runs(rec); err == nil && !runs {
+				return nil
+			}
+		}
+	}
+}
+
+// List implements sandbox.Driver. A record that can't be read shows as Unknown,
+// a directory without a record as generation 0.
+func (d *Driver) List(ctx context.Context) ([]sandbox.Status, error) {
+	entries, err := os.ReadDir(d.root)
+	if err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "sandbox: list sandboxes")
+	}
+	var all []sandbox.Status
+	recorded := map[string]bool{}
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, errs.Wrap(errs.Unavailable, err, "sandbox: list sandboxes")
+		}
+		if e.IsDir() && sandbox.ValidTown(e.Name()) {
+			st := d.listed(e.Name())
+			recorded[e.Name()] = st.Ref.Generation > 0
+			all = append(all, st)
+		}
+	}
+	procs, err := d.marked()
+	if err != nil {
+		return nil, err
+	}
+	newest := map[string]int64{}
+	for _, p := range procs {
+		if !recorded[p.town] && p.generation > newest[p.town] {
+			newest[p.town] = p.generation
+		}
+	}
+	for town, generation := range newest {
+		all = slices.DeleteFunc(all, func(st sandbox.Status) bool { return st.Ref.Town == town })
+		all = append(all, sandbox.Status{Ref: sandbox.Ref{Driver: driverName, Town: town, Generation: generation},
+			State: sandbox.Running, Reason: "runs without a record"})
+	}
+	slices.SortFunc(all, func(a, b sandbox.Status) int { return strings.Compare(a.Ref.Town, b.Ref.Town) })
+	return all, nil
+}
+
+func (d *Driver) listed(town string) sandbox.Status {
+	st := sandbox.Status{Ref: sandbox.Ref{Driver: driverName, Town: town}, State: sandbox.Gone, ExitCode: -1,
+		Reason: "a disk without a record"}
+	rec, err := d.load(town)
+	if err == nil && rec == nil {
+		return st
+	}
+	if err == nil {
+		var known sandbox.Status
+		if known, err = d.status(rec); err == nil {
+			return known
+		}
+	}
+	st.State, st.Reason = sandbox.Unknown, err.Error()
+	return st
+}
+
+// Remove implements sandbox.Driver.
+func (d *Driver) Remove(ctx context.Context, ref sandbox.Ref) error {
+	if err := ref.Validate(true); err != nil {
+		return err
+	}
+	// Stop waits for the end to be recorded, which needs the lock that is taken below.
+	if rec, err := d.load(ref.Town); err == nil && rec != nil && (ref.Generation == 0 || rec.Generation <= ref.Generation) {
+		if err := d.Stop(ctx, rec.ref(), 0); err != nil {
+			return err
+		}
+	}
+	unlock, err := d.lock(ctx, ref.Town)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, err := d.settled(ref.Town)
+	if err != nil && ref.Generation != 0 {
+		return err // Generation 0 also removes a damaged record
+	}
+	if rec != nil && ref.Generation != 0 && rec.Generation > ref.Generation {
+		return errs.New(errs.Conflict, "sandbox: town %s is at generation %d already", ref.Town, rec.Generation)
+	}
+	if err := d.kill(ctx, claim{town: ref.Town, rec: rec}); err != nil {
+		return err
+	}
+	trash, err := d.toTrash(d.dir(ref.Town))
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(d.lockPath(ref.Town)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errs.Wrap(errs.Unavailable, err, "sandbox: remove the lock of town %s", ref.Town)
+	}
+	if trash == "" {
+		return nil
+	}
+	return errs.Wrap(errs.Unavailable, deleteTree(trash), "sandbox: delete the disk of town %s", ref.Town)
+}
