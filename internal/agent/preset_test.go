@@ -1,0 +1,191 @@
+package agent
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gastown/internal/errs"
+)
+
+func TestBuiltInPresetsLoad(t *testing.T) {
+	t.Parallel()
+	ps, err := LoadPresets("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(ps.Names(), " "); got != "opencode scripted" {
+		t.Errorf("names: %s", got)
+	}
+	oc, err := ps.Get("opencode")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !oc.Model.NeedsProvider || oc.InitTimeout != 30*time.Second || oc.InstallHint == "" {
+		t.Errorf("opencode: %+v", oc)
+	}
+	if _, err := ps.Get("nobody"); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "opencode, scripted") {
+		t.Errorf("unknown preset: %v", err)
+	}
+}
+
+func TestOpencodeIsConfiguredByOneVariable(t *testing.T) {
+	t.Parallel()
+	ps, err := LoadPresets("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := Model{Provider: `open"router`, BaseURL: "http://127.0.0.1:1/model/r", Key: "key\n\"{{", Name: `m"odel/x`}
+	env, err := Spec{Preset: ps["opencode"], Model: &m, Env: []string{"PATH=/bin", "HOME=/h", "HOME=/later"}}.environ()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg struct {
+		Model    string `json:"model"`
+		Small    string `json:"small_model"`
+		Share    string `json:"share"`
+		Provider map[string]struct {
+			NPM     string            `json:"npm"`
+			Options map[string]string `json:"options"`
+			Models  map[string]any    `json:"models"`
+		} `json:"provider"`
+	}
+	for _, kv := range env {
+		if s, ok := strings.CutPrefix(kv, "OPENCODE_CONFIG_CONTENT="); ok {
+			if err := json.Unmarshal([]byte(s), &cfg); err != nil {
+				t.Fatalf("%v in %s", err, s)
+			}
+		}
+	}
+	p := cfg.Provider["gastown"]
+	if cfg.Model != "gastown/"+m.Name || cfg.Small != cfg.Model || cfg.Share != "disabled" {
+		t.Errorf("model %q, small %q, share %q", cfg.Model, cfg.Small, cfg.Share)
+	}
+	if p.Options["apiKey"] != m.Key || p.Options["baseURL"] != m.BaseURL || p.Models[m.Name] == nil {
+		t.Errorf("provider: %+v", p)
+	}
+	for _, want := range []string{"OPENCODE_DISABLE_MODELS_FETCH=1", "PATH=/bin", "HOME=/later"} {
+		if !slices.Contains(env, want) {
+			t.Errorf("no %s in %q", want, env)
+		}
+	}
+}
+
+func TestAPersonsPresetsComeOverTheBuiltInOnes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir, "a.toml", "name = \"opencode\"\ncommand = \"/opt/oc\"\nargs = [\"acp\"]\n[model]\nkind = \"none\"\n")
+	write(t, dir, "b.toml", "name = \"mine\"\ncommand = \"mine\"\ninit_timeout = \"5s\"\n[model]\nkind = \"none\"\n[permissions]\nread = \"allow\"\nedit = \"deny\"\n")
+	write(t, dir, "notes.txt", "not a preset")
+	ps, err := LoadPresets(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(ps.Names(), " "); got != "mine opencode scripted" {
+		t.Errorf("names: %s", got)
+	}
+	if ps["opencode"].Command != "/opt/oc" || ps["opencode"].Model.NeedsProvider {
+		t.Errorf("opencode was not replaced whole: %+v", ps["opencode"])
+	}
+	pol := ps["mine"].Permissions
+	for kind, want := range map[string]struct {
+		d     Decision
+		known bool
+	}{"read": {Allow, true}, "edit": {Deny, true}, "execute": {Deny, false}, "": {Deny, false}} {
+		if d, known := pol.Decide(kind); d != want.d || known != want.known {
+			t.Errorf("kind %q: %s, known %v", kind, d, known)
+		}
+	}
+}
+
+func TestBadPresetsSayFileAndKey(t *testing.T) {
+	t.Parallel()
+	const ok = "name = \"x\"\ncommand = \"x\"\n"
+	const none = "[model]\nkind = \"none\"\n"
+	for name, c := range map[string]struct{ text, want string }{
+		"unknown key":           {ok + "colour = 1\n" + none, "unknown key colour (line 3)"},
+		"unknown key in a part": {ok + none + "modle = 1\n", "unknown key model.modle"},
+		"not TOML":              {"name = ", "line 1"},
+		"wrong type":            {"name = 7\n", "name"},
+		"no name":               {"command = \"x\"\n" + none, "name:"},
+		"name as a path":        {"name = \"../x\"\ncommand = \"x\"\n" + none, "name:"},
+		"no command":            {"name = \"x\"\n" + none, "command: missing"},
+		"relative command":      {"name = \"x\"\ncommand = \"./x\"\n" + none, "command:"},
+		"no model kind":         {ok, "model.kind:"},
+		"a need without a kind": {ok + "[model]\nkind = \"none\"\nneeds_provider = true\n", "model:"},
+		"broken template":       {ok + "[model]\nkind = \"env\"\n[model.env]\nA = \"{{.Nope}}\"\n", "model.env.A:"},
+		"unfinished template":   {ok + "[model]\nkind = \"env\"\n[model.env]\nA = \"{{\"\n", "model.env.A:"},
+		"unknown tool kind":     {ok + none + "[permissions]\nsing = \"allow\"\n", "permissions.sing:"},
+		"unknown decision":      {ok + none + "[permissions]\nread = \"ask\"\n", "permissions.read:"},
+		"timeout":               {ok + "init_timeout = \"soon\"\n" + none, "init_timeout:"},
+		"timeout too long":      {ok + "init_timeout = \"200h\"\n" + none, "init_timeout:"},
+		"variable name":         {ok + none + "[env]\n\"A=B\" = \"x\"\n", "env:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir, "bad.toml", c.text)
+			_, err := LoadPresets(dir)
+			if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "bad.toml") || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+	t.Run("two files of one name", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, "a.toml", ok+none)
+		write(t, dir, "b.toml", ok+none)
+		if _, err := LoadPresets(dir); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "a.toml") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("no directory", func(t *testing.T) {
+		if _, err := LoadPresets(filepath.Join(t.TempDir(), "none")); !errs.Is(err, errs.Invalid) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func write(t *testing.T, dir, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzParsePreset(f *testing.F) {
+	for _, name := range []string{"presets/scripted.toml", "presets/opencode.toml"} {
+		b, err := builtin.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte("name = \"x\"\ncommand = \"x\"\n[model]\nkind = \"env\"\n[model.env]\nA = \"{{range .Name}}\"\n"))
+	f.Add([]byte("[permissions]\n\"\" = \"\"\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := ParsePreset("f.toml", data)
+		if err != nil {
+			if !errs.Is(err, errs.Invalid) || !strings.HasPrefix(err.Error(), "f.toml: ") {
+				t.Fatalf("error without kind or file: %v", err)
+			}
+			return
+		}
+		if p.Name == "" || p.Command == "" || p.InitTimeout <= 0 {
+			t.Fatalf("accepted an incomplete preset: %+v", p)
+		}
+		for k := range maps.Keys(p.Permissions.Kinds) {
+			if d, known := p.Permissions.Decide(k); !known || (d != Allow && d != Deny) {
+				t.Fatalf("kind %q: %q", k, d)
+			}
+		}
+		s := Spec{Preset: p, Model: &Model{Name: "m\"", Key: "k"}}
+		if _, err := s.environ(); err != nil && !errs.Is(err, errs.Invalid) {
+			t.Fatal(err)
+		}
+	})
+}
