@@ -97,6 +97,14 @@ func open(ctx context.Context, dir string, opts Options) (*SQLite, error) {
 	}
 	s := &SQLite{opts: opts, path: filepath.Join(abs, fileName), closed: make(chan struct{}),
 		readers: make(chan *link, opts.Readers)}
+	// Created here so that only its owner may read it; SQLite gives its log the same mode.
+	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "opening the store")
+	}
+	if err := f.Close(); err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "opening the store")
+	}
 	if err := s.migrate(ctx); err != nil {
 		return nil, err
 	}

@@ -171,6 +171,33 @@ func commitTests() []conformanceTest {
 			k.ok(err)
 			k.same("a row may return", show(rows), "agent/z@4=1 bead/a@5=again bead/b@3=2 run/r@2=1")
 		}},
+		{"a load is one snapshot: its rows are as old as its head", func(k *kit) {
+			k.create("t1")
+			var all sync.WaitGroup
+			all.Go(func() {
+				for v := range int64(200) {
+					_, err := k.Store.Commit(k.ctx, store.Commit{Town: "t1", Expect: v + 1, CommitID: "c", Columns: healthy(),
+						Rows: []store.Row{row("bead", "a", "x"), row("bead", "b", "x")}})
+					if err != nil {
+						k.Errorf("commit on version %d: %v", v+1, err)
+						return
+					}
+				}
+			})
+			for range 200 {
+				h, rows, err := k.Load(k.ctx, "t1", 0)
+				if err != nil {
+					k.Error(err)
+					break
+				}
+				for _, r := range rows {
+					if r.Version != h.Version {
+						k.Errorf("head at %d, row %s at %d", h.Version, r.ID, r.Version)
+					}
+				}
+			}
+			all.Wait()
+		}},
 		{"a body of the largest size comes back whole", func(k *kit) {
 			k.create("t1")
 			c := k.next("t1")
