@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"gastown/internal/errs"
 	"gastown/internal/git"
 	"gastown/internal/git/hub"
 )
@@ -47,7 +48,7 @@ func (c *gitCall) push() error {
 	list, err := readCommands(&boundedReader{r: in, left: listBytes}, commandLimits{Commands: c.lim.Commands, Shallow: maxShallow})
 	if err != nil {
 		c.drain(in)
-		return err
+		return c.refuseList(list, err)
 	}
 	c.header(receivePack + "-result")
 	if len(list.Commands) == 0 {
@@ -81,10 +82,23 @@ func (c *gitCall) push() error {
 	return nil
 }
 
+// refuseList answers a list that can't be taken. git shows the body of an HTTP
+// error to nobody here, so a client that can read a sideband gets it there.
+func (c *gitCall) refuseList(list commandList, err error) error {
+	if !list.Caps["side-band-64k"] || errs.KindOf(err) != errs.Invalid {
+		return err
+	}
+	c.header(receivePack + "-result")
+	var b bytes.Buffer
+	band(&b, 3, oneLine(err.Error())+"\n")
+	b.WriteString(flushPkt)
+	_, _ = c.w.Write(b.Bytes()) // the client may have gone away
+	return nil
+}
+
 // drain reads what the client still sends: it looks at the answer only when it
 // is done sending. The body's own bound ends it.
 func (c *gitCall) drain(in io.Reader) {
 	// A failure here means the client is gone or over its limit; the answer goes out all the same.
 	_, _ = io.Copy(io.Discard, in)
 }
-

@@ -140,6 +140,9 @@ func validURL(raw string, bad func(string) *errs.Error) error {
 		// Not err itself: it repeats the URL, which may hold a password.
 		return bad("it does not parse")
 	}
+	if !strings.HasPrefix(raw, u.Scheme+"://") {
+		return bad("write the scheme in lower case")
+	}
 	_, hasPassword := u.User.Password()
 	switch u.Scheme {
 	case "https", "http":

@@ -182,7 +182,7 @@ func parseConflict(s string) (files []string, detail string) {
 
 func (h *Hub) commitTree(ctx context.Context, dir, tree string, parents []string, who Identity, when time.Time, msg string) (string, error) {
 	who = who.clean()
-	date := fmt.Sprintf("%d +0000", max(when.Unix(), 0))
+	date := fmt.Sprintf("@%d +0000", max(when.Unix(), 0))
 	args := []string{"commit-tree", tree}
 	for _, p := range parents {
 		args = append(args, "-p", p)

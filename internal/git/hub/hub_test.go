@@ -1,0 +1,538 @@
+package hub
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gastown/internal/errs"
+	"gastown/internal/vault"
+)
+
+var rig = ID{Town: "springfield", Rig: "app"}
+
+// sh runs git as a person would, apart from the configuration of the machine.
+func sh(t testing.TB, dir string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("git", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@x", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@x")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("git %v: %v\n%s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func write(t testing.TB, dir, name, text string) {
+	t.Helper()
+	p := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// commit writes name=text pairs in dir and commits everything.
+func commit(t testing.TB, dir string, pairs ...string) string {
+	t.Helper()
+	for i := 0; i < len(pairs); i += 2 {
+		write(t, dir, pairs[i], pairs[i+1])
+	}
+	sh(t, dir, "add", "-A")
+	sh(t, dir, "commit", "-q", "--allow-empty", "-m", "change")
+	return sh(t, dir, "rev-parse", "HEAD")
+}
+
+// world is an upstream, a person's clone of it and a hub.
+type world struct {
+	*Hub
+	v        *vault.Vault
+	upstream string // bare
+	clone    string
+	remote   Remote
+	root     string
+}
+
+func emptyWorld(t testing.TB) *world {
+	t.Helper()
+	tmp := t.TempDir()
+	w := &world{upstream: filepath.Join(tmp, "up.git"), clone: filepath.Join(tmp, "clone"), root: filepath.Join(tmp, "hub")}
+	sh(t, tmp, "init", "-q", "--bare", "-b", "main", w.upstream)
+	sh(t, tmp, "init", "-q", "-b", "main", w.clone)
+	sh(t, w.clone, "remote", "add", "origin", w.upstream)
+	var err error
+	if w.v, err = vault.Open(filepath.Join(tmp, "vault")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.v.Close() })
+	if w.Hub, err = Open(w.root, w.v, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	w.remote = Remote{URL: w.upstream, Target: "main"}
+	return w
+}
+
+// newWorld has one commit at upstream and the rig added. It returns the tip.
+func newWorld(t testing.TB) (*world, string) {
+	t.Helper()
+	w := emptyWorld(t)
+	commit(t, w.clone, "a.txt", "one\n", "b.txt", "one\n")
+	sh(t, w.clone, "push", "-q", "origin", "main")
+	tip, err := w.Add(t.Context(), rig, w.remote, AddOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w, tip
+}
+
+// agent pushes a commit on base into the hub as branch, as a sandbox would.
+func (w *world) agent(t testing.TB, base, branch string, pairs ...string) string {
+	t.Helper()
+	dir, err := w.Path(rig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh(t, w.clone, "checkout", "-q", "--detach", base)
+	c := commit(t, w.clone, pairs...)
+	sh(t, w.clone, "push", "-q", "-f", dir, c+":refs/heads/"+branch)
+	return c
+}
+
+// person moves upstream's main, from base.
+func (w *world) person(t testing.TB, base string, pairs ...string) string {
+	t.Helper()
+	sh(t, w.clone, "checkout", "-q", "--detach", base)
+	c := commit(t, w.clone, pairs...)
+	sh(t, w.clone, "push", "-q", "-f", "origin", c+":refs/heads/main")
+	return c
+}
+
+func spec(tip, commit string) CandidateSpec {
+	return CandidateSpec{Target: "main", Tip: tip, Commit: commit, Bead: "b-1", N: 1, Message: "Merge b-1",
+		Author: Identity{Name: "Gastown", Email: "g@localhost"}, When: time.Unix(1700000000, 0)}
+}
+
+func wantKind(t *testing.T, err error, k errs.Kind, parts ...string) {
+	t.Helper()
+	if !errs.Is(err, k) {
+		t.Fatalf("got %v (%s), want kind %s", err, errs.KindOf(err), k)
+	}
+	for _, p := range parts {
+		if !strings.Contains(err.Error(), p) {
+			t.Errorf("the error does not mention %q: %v", p, err)
+		}
+	}
+}
+
+// nothingLeft checks that a refused Add left no trace.
+func (w *world) nothingLeft(t *testing.T) {
+	t.Helper()
+	entries, err := os.ReadDir(w.root)
+	if err != nil || len(entries) != 0 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
+func TestAddClonesUpstream(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	if want := sh(t, w.upstream, "rev-parse", "main"); tip != want {
+		t.Errorf("tip is %s, want %s", tip, want)
+	}
+	refs, err := w.Refs(t.Context(), rig, "refs/")
+	if err != nil || refs["refs/heads/main"] != tip || refs["refs/upstream/heads/main"] != tip {
+		t.Errorf("references: %v, %v", refs, err)
+	}
+	if ids, err := w.List(); err != nil || len(ids) != 1 || ids[0] != rig {
+		t.Errorf("List: %v, %v", ids, err)
+	}
+	_, err = w.Add(t.Context(), rig, w.remote, AddOptions{})
+	wantKind(t, err, errs.Conflict, "already")
+	out := filepath.Join(t.TempDir(), "c")
+	dir, err := w.Path(rig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh(t, "/", "clone", "-q", dir, out)
+	if got := sh(t, out, "symbolic-ref", "HEAD"); got != "refs/heads/main" {
+		t.Errorf("a clone of the hub is on %s", got)
+	}
+}
+
+func TestAddRefusesWhatCannotWorkAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("nothing at the address", func(t *testing.T) {
+		w := emptyWorld(t)
+		_, err := w.Add(ctx, rig, Remote{URL: filepath.Join(w.root, "none"), Target: "main"}, AddOptions{})
+		wantKind(t, err, errs.NotFound)
+		w.nothingLeft(t)
+	})
+	t.Run("nobody listens", func(t *testing.T) {
+		w := emptyWorld(t)
+		_, err := w.Add(ctx, rig, Remote{URL: "http://127.0.0.1:1/x.git", Target: "main"}, AddOptions{})
+		wantKind(t, err, errs.Unavailable)
+		w.nothingLeft(t)
+	})
+	t.Run("an empty repository", func(t *testing.T) {
+		w := emptyWorld(t)
+		_, err := w.Add(ctx, rig, w.remote, AddOptions{})
+		wantKind(t, err, errs.Conflict, "empty", "--init-empty")
+		w.nothingLeft(t)
+	})
+	t.Run("an unknown target names some that exist", func(t *testing.T) {
+		w := emptyWorld(t)
+		commit(t, w.clone, "a", "1")
+		for i := range 7 {
+			sh(t, w.clone, "push", "-q", "origin", fmt.Sprintf("main:refs/heads/b%d", i))
+		}
+		_, err := w.Add(ctx, rig, w.remote, AddOptions{})
+		wantKind(t, err, errs.NotFound, `"main"`, "b0, b1, b2, b3, b4, …")
+		w.nothingLeft(t)
+	})
+	t.Run("LFS", func(t *testing.T) {
+		w := emptyWorld(t)
+		commit(t, w.clone, "deep/er/.gitattributes", "# comment\n*.bin filter=lfs diff=lfs merge=lfs -text\n")
+		sh(t, w.clone, "push", "-q", "origin", "main")
+		_, err := w.Add(ctx, rig, w.remote, AddOptions{})
+		wantKind(t, err, errs.Invalid, "LFS")
+		w.nothingLeft(t)
+	})
+	t.Run("a submodule from outside", func(t *testing.T) {
+		w := emptyWorld(t)
+		commit(t, w.clone, ".gitmodules", "[submodule \"lib\"]\n\tpath = lib\n\turl = https://example.org/lib\n")
+		sh(t, w.clone, "push", "-q", "origin", "main")
+		_, err := w.Add(ctx, rig, w.remote, AddOptions{})
+		wantKind(t, err, errs.Invalid, `"lib"`)
+		w.nothingLeft(t)
+	})
+	t.Run("arguments", func(t *testing.T) {
+		w := emptyWorld(t)
+		for _, r := range []Remote{
+			{URL: "ext::sh -c x", Target: "main"}, {URL: "--upload-pack=x", Target: "main"}, {URL: "https://u:p@h/x", Target: "main"},
+			{URL: w.upstream, Target: "--x"}, {URL: w.upstream, Target: ""}, {URL: w.upstream, Target: "gt/x"}, {URL: w.upstream, Target: "gt"},
+			{URL: w.upstream, Target: "main", Secret: "git/a/b"},
+		} {
+			_, err := w.Add(ctx, rig, r, AddOptions{})
+			wantKind(t, err, errs.Invalid)
+		}
+		for _, id := range []ID{{"", "x"}, {"a", ".."}, {"../a", "x"}, {"a", "x/y"}, {"A", "x"}, {"a", "x.lock"}, {"a", "-x"}} {
+			_, err := w.Add(ctx, id, w.remote, AddOptions{})
+			wantKind(t, err, errs.Invalid)
+		}
+		w.nothingLeft(t)
+	})
+}
+
+func TestACommentAboutLFSAndARelativeSubmoduleAreFine(t *testing.T) {
+	t.Parallel()
+	w := emptyWorld(t)
+	commit(t, w.clone, ".gitattributes", "# no filter=lfs here\n*.txt text\n",
+		".gitmodules", "[submodule \"lib\"]\n\tpath = lib\n\turl = ../lib.git\n")
+	sh(t, w.clone, "push", "-q", "origin", "main")
+	if _, err := w.Add(t.Context(), rig, w.remote, AddOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAnEmptyRepositoryGetsAFirstCommitWhenAsked(t *testing.T) {
+	t.Parallel()
+	w := emptyWorld(t)
+	tip, err := w.Add(t.Context(), rig, w.remote, AddOptions{InitEmpty: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sh(t, w.upstream, "rev-parse", "main"); got != tip {
+		t.Errorf("upstream is at %s, not %s", got, tip)
+	}
+	if got, err := w.Fetch(t.Context(), rig, w.remote); err != nil || got != tip {
+		t.Errorf("Fetch: %s, %v", got, err)
+	}
+}
+
+func TestFetchFollowsUpstreamEvenWhenItIsRewritten(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	next := w.person(t, tip, "a.txt", "two\n")
+	sh(t, w.clone, "push", "-q", "origin", next+":refs/tags/v1")
+	if got, err := w.Fetch(t.Context(), rig, w.remote); err != nil || got != next {
+		t.Fatalf("Fetch: %s, %v", got, err)
+	}
+	refs, err := w.Refs(t.Context(), rig, "refs/")
+	if err != nil || refs["refs/heads/main"] != next || refs["refs/tags/v1"] != next {
+		t.Errorf("references: %v, %v", refs, err)
+	}
+	other := w.person(t, tip, "a.txt", "three\n")
+	if got, err := w.Fetch(t.Context(), rig, w.remote); err != nil || got != other {
+		t.Fatalf("after a rewrite: %s, %v", got, err)
+	}
+	_, err = w.Fetch(t.Context(), rig, Remote{URL: w.upstream, Target: "gone"})
+	wantKind(t, err, errs.NotFound, "target branch")
+	_, err = w.Fetch(t.Context(), ID{"springfield", "none"}, w.remote)
+	wantKind(t, err, errs.NotFound)
+}
+
+func TestTagsThatCollideDoNotStopTheTarget(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	sh(t, w.clone, "push", "-q", "origin", tip+":refs/tags/v")
+	if _, err := w.Fetch(t.Context(), rig, w.remote); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, w.upstream, "tag", "-d", "v")
+	next := w.person(t, tip, "a.txt", "two\n")
+	sh(t, w.clone, "push", "-q", "origin", next+":refs/tags/v/1")
+	if got, err := w.Fetch(t.Context(), rig, w.remote); err != nil || got != next {
+		t.Fatalf("Fetch: %s, %v", got, err)
+	}
+}
+
+func TestVerifyLooksAtTheBranchItself(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	ctx := t.Context()
+	changed := w.agent(t, tip, "gt/nux/b-1", "a.txt", "x\n", "new/c.txt", "x\n")
+	same := w.agent(t, tip, "gt/nux/b-2")
+	aside := w.person(t, tip, "z", "z")
+	for _, c := range []struct {
+		name, branch, base string
+		want               Evidence
+	}{
+		{"a change", "gt/nux/b-1", tip, Evidence{Commit: changed, Exists: true, DescendsFromBase: true, Changed: true, Files: 2}},
+		{"an empty commit", "gt/nux/b-2", tip, Evidence{Commit: same, Exists: true, DescendsFromBase: true}},
+		{"no such branch", "gt/nux/b-3", tip, Evidence{}},
+		{"another base", "gt/nux/b-1", same, Evidence{Commit: changed, Exists: true}},
+		{"an unknown base", "gt/nux/b-1", aside, Evidence{Commit: changed, Exists: true}},
+	} {
+		got, err := w.Verify(ctx, rig, c.branch, c.base)
+		if err != nil || got != c.want {
+			t.Errorf("%s: %+v, %v, want %+v", c.name, got, err, c.want)
+		}
+	}
+	_, err := w.Verify(ctx, rig, "--x", tip)
+	wantKind(t, err, errs.Invalid)
+	_, err = w.Verify(ctx, rig, "x", "HEAD")
+	wantKind(t, err, errs.Invalid)
+}
+
+func TestARepeatedCandidateIsTheSameCommit(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	c := w.agent(t, tip, "gt/nux/b-1", "a.txt", "agent\n")
+	tip2 := w.person(t, tip, "b.txt", "person\n")
+	if _, err := w.Fetch(t.Context(), rig, w.remote); err != nil {
+		t.Fatal(err)
+	}
+	first, err := w.Candidate(t.Context(), rig, spec(tip2, c))
+	if err != nil || first.Commit == "" || first.Conflict || first.AlreadyIn || first.Tip != tip2 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	again, err := w.Candidate(t.Context(), rig, spec(tip2, c))
+	if err != nil || again.Commit != first.Commit {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	refs, err := w.Refs(t.Context(), rig, "refs/gastown/merge/b-1/")
+	if err != nil || len(refs) != 1 || refs["refs/gastown/merge/b-1/1"] != first.Commit {
+		t.Errorf("published: %v, %v", refs, err)
+	}
+	dir, _ := w.Path(rig)
+	if got := sh(t, dir, "log", "-1", "--format=%P|%an|%ce|%ct|%s", first.Commit); got != tip2+" "+c+"|Gastown|g@localhost|1700000000|Merge b-1" {
+		t.Errorf("the commit is %s", got)
+	}
+	if got := sh(t, dir, "show", first.Commit+":a.txt") + sh(t, dir, "show", first.Commit+":b.txt"); got != "agentperson" {
+		t.Errorf("merged to %q", got)
+	}
+}
+
+func TestACandidateTellsConflictFromAlreadyIn(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	ctx := t.Context()
+	c := w.agent(t, tip, "gt/nux/b-1", "a.txt", "agent\n")
+	tip2 := w.person(t, tip, "a.txt", "person\n")
+	if _, err := w.Fetch(ctx, rig, w.remote); err != nil {
+		t.Fatal(err)
+	}
+	got, err := w.Candidate(ctx, rig, spec(tip2, c))
+	if err != nil || !got.Conflict || got.Commit != "" || len(got.ConflictFiles) != 1 || got.ConflictFiles[0] != "a.txt" {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if !strings.Contains(got.Detail, "Merge conflict in a.txt") {
+		t.Errorf("detail: %q", got.Detail)
+	}
+	if refs, err := w.Refs(ctx, rig, "refs/gastown/"); err != nil || len(refs) != 0 {
+		t.Errorf("a conflict published %v, %v", refs, err)
+	}
+	if got, err = w.Candidate(ctx, rig, spec(tip2, tip)); err != nil || !got.AlreadyIn || got.Commit != "" {
+		t.Errorf("an ancestor: %+v, %v", got, err)
+	}
+	sh(t, w.clone, "checkout", "-q", "--orphan", "alone")
+	alone := commit(t, w.clone, "a.txt", "alone")
+	dir, _ := w.Path(rig)
+	sh(t, w.clone, "push", "-q", dir, alone+":refs/heads/gt/nux/b-9")
+	if got, err = w.Candidate(ctx, rig, spec(tip2, alone)); err != nil || !got.Conflict || !strings.Contains(got.Detail, "no history") {
+		t.Errorf("unrelated: %+v, %v", got, err)
+	}
+	_, err = w.Candidate(ctx, rig, spec(tip2, strings.Repeat("1", 40)))
+	wantKind(t, err, errs.NotFound)
+	bad := spec(tip2, c)
+	for _, bead := range []string{"", "a/b", "..", "x.lock", "-x", "a b"} {
+		bad.Bead = bead
+		_, err = w.Candidate(ctx, rig, bad)
+		wantKind(t, err, errs.Invalid)
+	}
+}
+
+func TestAnOddAuthorIsCleaned(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	c := w.agent(t, tip, "gt/nux/b-1", "a.txt", "agent\n")
+	for i, who := range []Identity{{}, {"<>\n", "\x00"}, {"a\nb <x>", "a b"}, {".", ","}} {
+		s := spec(tip, c)
+		s.Author, s.Message, s.When, s.N = who, "m\x00\xff", time.Time{}, i+1
+		if got, err := w.Candidate(t.Context(), rig, s); err != nil || got.Commit == "" {
+			t.Errorf("%q: %v", who, err)
+		}
+	}
+}
+
+func (w *world) candidate(t testing.TB, tip, c string) string {
+	t.Helper()
+	got, err := w.Candidate(t.Context(), rig, spec(tip, c))
+	if err != nil || got.Commit == "" {
+		t.Fatalf("no candidate: %+v, %v", got, err)
+	}
+	return got.Commit
+}
+
+func TestDiffAndDropBead(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	ctx := t.Context()
+	c := w.agent(t, tip, "gt/nux/b-1", "a.txt", strings.Repeat("x\n", 1000))
+	patch, cut, err := w.Diff(ctx, rig, tip, c, 1<<20)
+	if err != nil || cut || !strings.Contains(string(patch), "+x\n") {
+		t.Errorf("diff: %d bytes, %v, %v", len(patch), cut, err)
+	}
+	if patch, cut, err = w.Diff(ctx, rig, tip, c, 100); err != nil || !cut || len(patch) != 100 {
+		t.Errorf("short diff: %d bytes, %v, %v", len(patch), cut, err)
+	}
+	_, _, err = w.Diff(ctx, rig, tip, strings.Repeat("1", 40), 100)
+	wantKind(t, err, errs.NotFound)
+
+	w.candidate(t, tip, c)
+	dir, _ := w.Path(rig)
+	for _, ref := range []string{"refs/gastown/wip/b-1/1", "refs/gastown/wip/b-1/2", "refs/gastown/wip/b-10/1", "refs/heads/gt/nux/b-10"} {
+		sh(t, w.clone, "push", "-q", dir, c+":"+ref)
+	}
+	for range 2 { // a repeat is harmless
+		if err := w.DropBead(ctx, rig, "b-1", "gt/nux/b-1", "gt/nux/never"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refs, err := w.Refs(ctx, rig, "refs/")
+	if err != nil || len(refs) != 4 || refs["refs/gastown/wip/b-10/1"] == "" || refs["refs/heads/gt/nux/b-10"] == "" {
+		t.Errorf("left: %v, %v", refs, err)
+	}
+	wantKind(t, w.DropBead(ctx, rig, "b-1", "main"), errs.Invalid)
+	wantKind(t, w.DropBead(ctx, rig, "../x"), errs.Invalid)
+	if _, err := w.Refs(ctx, rig, "--format=x"); !errs.Is(err, errs.Invalid) {
+		t.Errorf("a prefix as an option: %v", err)
+	}
+	if err := w.Maintain(ctx, rig); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRemovedRigsAndTownsAreGone(t *testing.T) {
+	t.Parallel()
+	w, _ := newWorld(t)
+	ctx := t.Context()
+	other := ID{Town: rig.Town, Rig: "other"}
+	if _, err := w.Add(ctx, other, w.remote, AddOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := w.RemoveRig(ctx, rig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ids, err := w.List(); err != nil || len(ids) != 1 || ids[0] != other {
+		t.Errorf("List: %v, %v", ids, err)
+	}
+	if _, err := w.Add(ctx, rig, w.remote, AddOptions{}); err != nil {
+		t.Errorf("adding it again: %v", err)
+	}
+	for range 2 {
+		if err := w.RemoveTown(ctx, rig.Town); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.nothingLeft(t)
+	wantKind(t, w.RemoveTown(ctx, ".."), errs.Invalid)
+}
+
+func TestALockOfADeadProcessIsSwept(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	c := w.agent(t, tip, "gt/nux/b-1", "a.txt", "x\n")
+	dir, _ := w.Path(rig)
+	lock := filepath.Join(dir, "refs/gastown/merge/b-1/1.lock")
+	write(t, dir, "refs/gastown/merge/b-1/1.lock", "")
+	if _, err := w.Candidate(t.Context(), rig, spec(tip, c)); err == nil {
+		t.Fatal("a fresh lock was not respected")
+	}
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(lock, old, old); err != nil {
+		t.Fatal(err)
+	}
+	w.candidate(t, tip, c)
+}
+
+func BenchmarkVerify(b *testing.B) {
+	w, tip := bigWorld(b)
+	w.agent(b, tip, "gt/nux/b-1", "d1/f1", "x\n")
+	for b.Loop() {
+		if e, err := w.Verify(b.Context(), rig, "gt/nux/b-1", tip); err != nil || !e.Changed {
+			b.Fatal(e, err)
+		}
+	}
+}
+
+func BenchmarkCandidate(b *testing.B) {
+	w, tip := bigWorld(b)
+	c := w.agent(b, tip, "gt/nux/b-1", "d1/f1", "x\n")
+	tip2 := w.person(b, tip, "d2/f2", "y\n")
+	if _, err := w.Fetch(b.Context(), rig, w.remote); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if got, err := w.Candidate(b.Context(), rig, spec(tip2, c)); err != nil || got.Commit == "" {
+			b.Fatal(got, err)
+		}
+	}
+}
+
+// bigWorld has 2,000 files.
+func bigWorld(b *testing.B) (*world, string) {
+	w := emptyWorld(b)
+	for i := range 2000 {
+		write(b, w.clone, fmt.Sprintf("d%d/f%d", i%50, i), fmt.Sprintln(i))
+	}
+	commit(b, w.clone)
+	sh(b, w.clone, "push", "-q", "origin", "main")
+	tip, err := w.Add(b.Context(), rig, w.remote, AddOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return w, tip
+}
