@@ -36,9 +36,14 @@ func spawn(t *testing.T, spec sandbox.Spec, env ...string) *exec.Cmd {
 	}
 	closeQuietly(token)
 	closeQuietly(w)
+	reaped := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ended is what each test looks at by itself
+		close(reaped)
+	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // dead already in most tests
-		_ = cmd.Wait()
+		<-reaped
 	})
 	return cmd
 }
@@ -103,7 +108,7 @@ func TestAReusedPidNeverKillsAStranger(t *testing.T) {
 func TestACrashBetweenForkAndRecordLeavesNothingUnknown(t *testing.T) {
 	s, d, w := newTown(t)
 	writeRecord(t, d, record{Town: "alpha", Generation: 5, Phase: phaseStarting, Boot: d.boot})
-	child := spawn(t, w.Spec(5, "parent"), sandbox.EnvSandbox+"="+d.marker("alpha", 5))
+	spawn(t, w.Spec(5, "parent"), sandbox.EnvSandbox+"="+d.marker("alpha", 5))
 	w.Ready("parent")
 	shut(t, d)
 	d = s.Open(t).(*Driver)
@@ -114,7 +119,6 @@ func TestACrashBetweenForkAndRecordLeavesNothingUnknown(t *testing.T) {
 	if st := inspect(t, d, 5); st.State != sandbox.Running || st.Ref != ref {
 		t.Fatalf("status %+v, want running as %+v", st, ref)
 	}
-	go func() { _ = child.Wait() }() // so that it does not stay a zombie
 	if err := d.Stop(context.Background(), ref, time.Minute); err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +140,7 @@ func TestAnIntentWithoutAProcessUsesItsGenerationUp(t *testing.T) {
 
 func TestAStartInProgressIsUnknown(t *testing.T) {
 	_, d, _ := newTown(t)
+	d.tasks.Wait() // its look for earlier sandboxes would settle the record
 	writeRecord(t, d, record{Town: "alpha", Generation: 5, Phase: phaseStarting, Boot: d.boot})
 	unlock, err := d.lock(context.Background(), "alpha")
 	if err != nil {
@@ -220,6 +225,14 @@ func TestASessionMemberWithoutMarkerOrParentIsFoundByItsDirectory(t *testing.T) 
 	d.addSession(mine, []proc{self, ours}, &record{Town: "alpha", PID: leader, Start: "1"})
 	if !mine[self.pid] {
 		t.Error("a member of the session of a dead leader was not claimed")
+	}
+}
+
+func TestASandboxLeadsASessionOfItsOwn(t *testing.T) {
+	_, d, w := newTown(t)
+	_, e := w.Start(d, w.Spec(1, "wait"))
+	if p, found, err := lookup(e.PID); err != nil || !found || p.sid != e.PID {
+		t.Errorf("process %+v, %v, %v; want a session leader", p, found, err)
 	}
 }
 

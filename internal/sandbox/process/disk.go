@@ -1,6 +1,7 @@
 package process
 
 import (
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
@@ -46,18 +47,12 @@ func (d *Driver) discard(path string) error {
 
 // toTrash renames path into the trash and returns its new place, "" if it did not exist.
 func (d *Driver) toTrash(path string) (string, error) {
-	dst, err := os.MkdirTemp(filepath.Join(d.root, trashDir), "old-*")
-	if err != nil {
-		return "", errs.Wrap(errs.Unavailable, err, "sandbox: set an old disk aside")
-	}
-	err = os.Rename(path, filepath.Join(dst, "disk"))
+	dst := filepath.Join(d.root, trashDir, rand.Text())
+	err := os.Rename(path, dst)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", errs.Wrap(errs.Unavailable, os.Remove(dst), "sandbox: set an old disk aside")
+		return "", nil
 	}
-	if err != nil {
-		return "", errs.Wrap(errs.Unavailable, errors.Join(err, os.Remove(dst)), "sandbox: set an old disk aside")
-	}
-	return dst, nil
+	return dst, errs.Wrap(errs.Unavailable, err, "sandbox: set an old disk aside")
 }
 
 // emptyTrash deletes what an earlier driver did not come to delete.

@@ -166,7 +166,13 @@ func (d *Driver) tryLock(town string) (unlock func(), ok bool, err error) {
 	if err1 != nil || err2 != nil || !os.SameFile(mine, named) {
 		return nil, false, f.Close()
 	}
-	return func() { closeQuietly(f) }, true, nil
+	return func() {
+		// Not by closing alone: a child between fork and exec may still hold a copy.
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN); err != nil {
+			d.log.Warn("a town stays locked longer than needed", "town", town, "err", err)
+		}
+		closeQuietly(f)
+	}, true, nil
 }
 
 func (d *Driver) lockPath(town string) string { return filepath.Join(d.root, locksDir, town) }

@@ -73,7 +73,7 @@ func helper(dir, mode string) int {
 		return fail(err)
 	}
 	if mode == modeStubborn || mode == modeParent {
-		if err := spawnGrandchild(town, alive); err != nil {
+		if err := spawnGrandchild(town, alive, mode == modeStubborn); err != nil {
 			return fail(err)
 		}
 	}
@@ -130,12 +130,17 @@ func look(mode string) (Event, error) {
 	return e, os.WriteFile(filepath.Join(e.Disk, "left-behind"), nil, 0o600)
 }
 
-func spawnGrandchild(town string, alive *os.File) error {
+// spawnGrandchild starts a process in another session, which holds alive open. A
+// bare one lacks all of the environment that tells where it belongs.
+func spawnGrandchild(town string, alive *os.File, bare bool) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	cmd := exec.Command(self, modeGrandchild, town)
+	if bare {
+		cmd.Env = []string{envExchange + "=" + os.Getenv(envExchange)}
+	}
 	cmd.ExtraFiles = []*os.File{alive}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd.Start()
