@@ -36,7 +36,9 @@ type GitLimits struct {
 	FetchBytes int64         // size of a fetch request, unpacked; default 8 MiB
 	Timeout    time.Duration // of one request; default 10 min
 	FreshFor   time.Duration // how long a fetch waits for the Freshener; default 20 s
-	Concurrent int           // requests at a time, more get 429; default 32
+	Concurrent int           // requests at a time; default 32
+	PerTown    int           // requests at a time of one town; default half of Concurrent
+	Wait       time.Duration // how long a request waits for its turn before it gets 429; default 15 s
 }
 
 func (l GitLimits) withDefaults() GitLimits {
@@ -47,6 +49,10 @@ func (l GitLimits) withDefaults() GitLimits {
 	}
 	set(&l.Commands, 100)
 	set(&l.Concurrent, 32)
+	set(&l.PerTown, max(1, l.Concurrent/2))
+	if l.Wait <= 0 {
+		l.Wait = 15 * time.Second
+	}
 	if l.PackBytes <= 0 {
 		l.PackBytes = 512 << 20
 	}
@@ -73,7 +79,7 @@ type gitHandler struct {
 	fresh  Freshener
 	lim    GitLimits
 	log    *slog.Logger
-	slots  chan struct{} // holds one token per request in progress
+	slots  *slots
 }
 
 // NewGit serves the hub's repositories by git's smart HTTP protocol, at
@@ -84,7 +90,7 @@ func NewGit(h *hub.Hub, p GitPolicy, fresh Freshener, limits GitLimits, log *slo
 		log = slog.New(slog.DiscardHandler)
 	}
 	lim := limits.withDefaults()
-	return &gitHandler{hub: h, policy: p, fresh: fresh, lim: lim, log: log, slots: make(chan struct{}, lim.Concurrent)}
+	return &gitHandler{hub: h, policy: p, fresh: fresh, lim: lim, log: log, slots: newSlots(lim)}
 }
 
 // ServeHTTP finds the rig and the service, asks the policy, and runs git.
@@ -104,17 +110,18 @@ func (g *gitHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.fail(w, r, err)
 		return
 	}
-	select {
-	case g.slots <- struct{}{}:
-		defer func() { <-g.slots }()
-	default:
-		g.fail(w, r, errs.New(errs.Overloaded, "too many git requests at once").WithHint("try again in a few seconds"))
+	leave, err := g.slots.enter(r.Context(), grant.ID.Town)
+	if err != nil {
+		g.fail(w, r, err)
 		return
 	}
+	defer leave()
 	ctx, cancel := context.WithTimeout(r.Context(), g.lim.Timeout)
 	defer cancel()
-	// A client that stops sending must not keep its slot. Recorders in tests can't set one.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.lim.Timeout))
+	// A client that stops sending or reading must not keep its slot. A writer that
+	// can't set deadlines has the context alone.
+	rc, until := http.NewResponseController(w), time.Now().Add(g.lim.Timeout)
+	_, _ = rc.SetReadDeadline(until), rc.SetWriteDeadline(until)
 
 	call := gitCall{gitHandler: g, w: w, r: r.WithContext(ctx), dir: dir, grant: grant}
 	switch {

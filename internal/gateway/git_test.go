@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/git/hub"
@@ -493,7 +495,7 @@ func TestACompressedPushIsTakenAndABombIsNot(t *testing.T) {
 	if status != 200 || !strings.Contains(body, "ok "+own) || h.refs()[own] != h.tip {
 		t.Errorf("compressed: %d %q", status, body)
 	}
-	bomb := zip(t, append([]byte(strings.Replace(list, "b-1", "b-1", 1)), make([]byte, 64<<20)...))
+	bomb := zip(t, append([]byte(list), make([]byte, 64<<20)...))
 	before := fmt.Sprint(h.refs())
 	if status, body = h.raw(bomb, "gzip"); strings.Contains(body, "ok refs/") {
 		t.Errorf("the bomb: %d %q", status, body)
@@ -528,12 +530,52 @@ func TestAShallowSandboxCanPush(t *testing.T) {
 	}
 }
 
+func TestATownCannotTakeAllTheSlots(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(GitLimits{Concurrent: 4, Wait: time.Second}.withDefaults())
+		var leaves []func()
+		for range 2 {
+			leave, err := s.enter(t.Context(), "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			leaves = append(leaves, leave)
+		}
+		if _, err := s.enter(t.Context(), "a"); !errs.Is(err, errs.Overloaded) {
+			t.Errorf("a third of the same town: %v", err)
+		}
+		leave, err := s.enter(t.Context(), "b")
+		if err != nil {
+			t.Errorf("another town: %v", err)
+		}
+		waited := make(chan error)
+		go func() {
+			l, err := s.enter(t.Context(), "a")
+			if err == nil {
+				l()
+			}
+			waited <- err
+		}()
+		synctest.Wait()
+		leaves[0]()
+		if err := <-waited; err != nil {
+			t.Errorf("a turn that came free: %v", err)
+		}
+		leaves[1]()
+		leave()
+		if len(s.towns) != 0 || len(s.all) != 0 {
+			t.Errorf("kept: %d towns, %d turns", len(s.towns), len(s.all))
+		}
+	})
+}
+
 func TestMoreRequestsThanAllowedAreTurnedAway(t *testing.T) {
 	t.Parallel()
 	inside, leave := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	armed := make(chan struct{})
-	h := newHouse(t, GitLimits{Concurrent: 1}, freshener(func(context.Context, hub.ID) error {
+	h := newHouse(t, GitLimits{Concurrent: 1, Wait: time.Millisecond}, freshener(func(context.Context, hub.ID) error {
 		select {
 		case <-armed:
 			once.Do(func() { close(inside); <-leave })

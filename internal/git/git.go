@@ -37,6 +37,7 @@ const (
 	// DefaultMaxOut bounds the standard output kept by Do, in bytes.
 	DefaultMaxOut = 64 << 20
 	maxStderr     = 16 << 10
+	maxText       = 2 << 10 // of standard error in an error's text
 	killDelay     = 3 * time.Second
 )
 
@@ -140,6 +141,10 @@ type ExitError struct {
 // Error names the subcommand, its exit code and what git said.
 func (e *ExitError) Error() string {
 	s := strings.TrimSpace(e.Stderr)
+	if len(s) > maxText {
+		// git says last what it died of.
+		s = "…" + strings.ToValidUTF8(s[len(s)-maxText:], "")
+	}
 	if s == "" {
 		return fmt.Sprintf("git %s failed with exit code %d", e.Command, e.Code)
 	}

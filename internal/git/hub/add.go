@@ -49,9 +49,6 @@ func (h *Hub) Add(ctx context.Context, id ID, r Remote, o AddOptions) (tip strin
 	if err := h.checkWorktree(ctx, r); err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return "", errs.Wrap(errs.Internal, err, "creating the town's directory")
-	}
 	tmp, err := os.MkdirTemp(h.root, ".add-")
 	if err != nil {
 		return "", errs.Wrap(errs.Internal, err, "creating the rig's repository")
@@ -60,14 +57,13 @@ func (h *Hub) Add(ctx context.Context, id ID, r Remote, o AddOptions) (tip strin
 		if rmErr := os.RemoveAll(tmp); rmErr != nil {
 			h.log.Warn("leftover of adding a rig", "path", tmp, "err", rmErr)
 		}
-		if err != nil {
-			// Fails, as it should, when the town has other rigs.
-			_ = os.Remove(filepath.Dir(dir))
-		}
 	}()
 	repo := filepath.Join(tmp, "repository")
 	if tip, err = h.fill(ctx, repo, r, len(there.Tips) == 0); err != nil {
 		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return "", errs.Wrap(errs.Internal, err, "creating the town's directory")
 	}
 	if err := os.Rename(repo, dir); err != nil {
 		if errors.Is(err, fs.ErrExist) {
@@ -159,7 +155,7 @@ func (h *Hub) checkContent(ctx context.Context, dir, tip string) error {
 	if has, err := h.holdsPath(ctx, dir, tip+":.gitmodules"); err != nil || !has {
 		return err
 	}
-	out, err := h.run(ctx, dir, git.Cmd{Args: []string{"config", "--blob", tip + ":.gitmodules", "-z", "--get-regexp", `^submodule\..*\.url$`}})
+	out, err := h.run(ctx, dir, git.Cmd{Args: []string{"config", "--no-includes", "--blob", tip + ":.gitmodules", "-z", "--get-regexp", `^submodule\..*\.url$`}})
 	if err != nil && git.Code(err) != 1 {
 		return errs.Wrap(errs.Invalid, err, "the repository's .gitmodules does not parse")
 	}

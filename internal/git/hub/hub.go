@@ -23,8 +23,11 @@ const (
 	cloneTimeout = 30 * time.Minute
 	talkTimeout  = 5 * time.Minute
 	// staleLock is the age at which a reference's lock file must belong to a
-	// process that died: git holds one for seconds.
-	staleLock = 15 * time.Minute
+	// process that died: git holds one for milliseconds.
+	staleLock = 2 * time.Minute
+	// staleTemp is the age at which a half-added or half-deleted repository must
+	// be a dead process's: longer than any Add may take.
+	staleTemp = 3 * time.Hour
 )
 
 // ID names a rig's repository. Both parts are slugs.
@@ -80,7 +83,28 @@ func Open(root string, v *vault.Vault, log *slog.Logger) (*Hub, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Hub{root: abs, git: g, vault: v, log: log, now: time.Now, locks: map[string]*repoLock{}}, nil
+	h := &Hub{root: abs, git: g, vault: v, log: log, now: time.Now, locks: map[string]*repoLock{}}
+	return h, h.sweepTemp()
+}
+
+// sweepTemp deletes what calls of a dead process left in the making.
+func (h *Hub) sweepTemp() error {
+	entries, err := os.ReadDir(h.root)
+	if err != nil {
+		return errs.Wrap(errs.Internal, err, "listing the hub")
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".add-") && !strings.HasPrefix(e.Name(), ".trash-") {
+			continue
+		}
+		if st, err := e.Info(); err != nil || h.now().Sub(st.ModTime()) < staleTemp {
+			continue // gone already, or another process is at work
+		}
+		if err := os.RemoveAll(filepath.Join(h.root, e.Name())); err != nil {
+			h.log.Warn("leftover in the hub", "name", e.Name(), "err", err)
+		}
+	}
+	return nil
 }
 
 // Git returns the git that the hub runs, for serving its repositories.
@@ -190,7 +214,7 @@ func LockedOut(stderr string) bool {
 }
 
 // SweepLocks removes lock files of references that a dead process left behind,
-// those older than 15 minutes.
+// those older than two minutes.
 func (h *Hub) SweepLocks(id ID) error {
 	dir, err := h.Path(id)
 	if err != nil {

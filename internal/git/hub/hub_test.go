@@ -491,11 +491,49 @@ func TestALockOfADeadProcessIsSwept(t *testing.T) {
 	if _, err := w.Candidate(t.Context(), rig, spec(tip, c)); err == nil {
 		t.Fatal("a fresh lock was not respected")
 	}
-	old := time.Now().Add(-time.Hour)
+	old := time.Now().Add(-4 * time.Hour)
 	if err := os.Chtimes(lock, old, old); err != nil {
 		t.Fatal(err)
 	}
 	w.candidate(t, tip, c)
+}
+
+func TestLeftoversOfADeadProcessAreSweptAtOpen(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	old := time.Now().Add(-4 * time.Hour)
+	for _, name := range []string{".add-old", ".trash-old", ".add-new"} {
+		write(t, root, name+"/repository/HEAD", "x")
+		if strings.HasSuffix(name, "old") {
+			if err := os.Chtimes(filepath.Join(root, name), old, old); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := Open(root, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil || len(entries) != 1 || entries[0].Name() != ".add-new" {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
+func TestATargetMayTakeTheNameOfAFormerOne(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	for i, name := range []string{"release", "release/1", "release/1/x", "release"} {
+		if i > 0 {
+			for _, ref := range strings.Fields(sh(t, w.upstream, "for-each-ref", "--format=%(refname)", "refs/heads/release")) {
+				sh(t, w.upstream, "update-ref", "-d", ref)
+			}
+		}
+		sh(t, w.upstream, "branch", name, "main")
+		got, err := w.Fetch(t.Context(), rig, Remote{URL: w.upstream, Target: name})
+		if err != nil || got != tip {
+			t.Fatalf("%s: %s, %v", name, got, err)
+		}
+	}
 }
 
 func BenchmarkVerify(b *testing.B) {

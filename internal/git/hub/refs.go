@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"gastown/internal/errs"
@@ -84,21 +85,12 @@ func (h *Hub) DropBead(ctx context.Context, id ID, bead string, branches ...stri
 	var b strings.Builder
 	for name := range refs {
 		// A branch pattern also matches what lies below it, which is not ours to drop.
-		if strings.HasPrefix(name, patterns[0]) || strings.HasPrefix(name, patterns[1]) || contains(patterns[2:], name) {
+		if strings.HasPrefix(name, patterns[0]) || strings.HasPrefix(name, patterns[1]) || slices.Contains(patterns[2:], name) {
 			b.WriteString("delete " + name + "\n")
 		}
 	}
 	_, err = h.run(ctx, dir, git.Cmd{Args: []string{"update-ref", "--stdin"}, Stdin: strings.NewReader(b.String())})
 	return errs.Wrap(errs.Internal, err, "deleting the bead's references")
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // Maintain packs a repository when it has grown enough to be worth it (git gc

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -236,10 +237,40 @@ func (h *Hub) fetchLocked(ctx context.Context, dir string, r Remote, d time.Dura
 		// Tags that can't stand side by side (v1 and v1/x) must not keep the target from moving.
 		_, err = h.talk(ctx, r, dir, d, args("--no-tags")...)
 	}
+	if err != nil && strings.Contains(err.Error(), "cannot lock ref") && h.makeRoom(ctx, dir, r.Target) {
+		_, err = h.talk(ctx, r, dir, d, args("--no-tags")...)
+	}
 	if err != nil {
 		return "", classify(err)
 	}
 	return h.text(ctx, dir, "rev-parse", "--verify", "refs/upstream/heads/"+r.Target+"^{commit}")
+}
+
+// makeRoom deletes copies of former targets whose names can't stand beside
+// target ("release" and "release/1"). It reports whether there were any.
+func (h *Hub) makeRoom(ctx context.Context, dir, target string) bool {
+	var patterns []string
+	for _, space := range []string{"refs/heads/", "refs/upstream/heads/"} {
+		patterns = append(patterns, space+target+"/")
+		for i, c := range target {
+			if c == '/' {
+				patterns = append(patterns, space+target[:i])
+			}
+		}
+	}
+	refs, err := h.refs(ctx, dir, patterns...)
+	if err != nil || len(refs) == 0 {
+		return false
+	}
+	var b strings.Builder
+	for name := range refs {
+		// A pattern for "release" also finds "release/2", which does not stand in the way.
+		if strings.HasPrefix(name, patterns[0]) || strings.HasPrefix(name, patterns[len(patterns)/2]) || slices.Contains(patterns, name) {
+			b.WriteString("delete " + name + "\n")
+		}
+	}
+	_, err = h.run(ctx, dir, git.Cmd{Args: []string{"update-ref", "--stdin"}, Stdin: strings.NewReader(b.String())})
+	return err == nil && b.Len() > 0
 }
 
 // Contains fetches the target and reports whether it contains commit. A commit
