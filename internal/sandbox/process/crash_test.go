@@ -63,6 +63,7 @@ func newTown(t *testing.T) (sandboxtest.Setup, *Driver, *sandboxtest.Town) {
 	t.Parallel()
 	s := setup(t)
 	d := s.Open(t).(*Driver)
+	d.tasks.Wait() // its look for earlier sandboxes would settle what a test writes
 	return s, d, s.NewTown(t, "alpha")
 }
 
@@ -140,7 +141,6 @@ func TestAnIntentWithoutAProcessUsesItsGenerationUp(t *testing.T) {
 
 func TestAStartInProgressIsUnknown(t *testing.T) {
 	_, d, _ := newTown(t)
-	d.tasks.Wait() // its look for earlier sandboxes would settle the record
 	writeRecord(t, d, record{Town: "alpha", Generation: 5, Phase: phaseStarting, Boot: d.boot})
 	unlock, err := d.lock(context.Background(), "alpha")
 	if err != nil {
