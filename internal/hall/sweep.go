@@ -1,0 +1,184 @@
+package hall
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"gastown/internal/errs"
+	"gastown/internal/git/hub"
+	"gastown/internal/sandbox"
+	"gastown/internal/store"
+	"gastown/internal/town"
+)
+
+const (
+	secondLook   = 30 * time.Second // between two looks at a suspected orphan
+	sweepTimeout = 2 * time.Minute
+)
+
+// sweep remembers what no town seems to own. Something is removed only when it
+// was seen so twice.
+type sweep struct {
+	running bool
+	since   map[string]time.Time // suspect -> first seen
+}
+
+// maybeSweep starts a sweep when its time has come.
+func (a *alarm) maybeSweep(now time.Time) {
+	h := a.h
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.sweep.running || now.Before(a.sweepAt) {
+		return
+	}
+	a.sweepAt = now.Add(h.cfg.SweepEach)
+	if a.sweep.since == nil {
+		a.sweep.since = map[string]time.Time{}
+	}
+	a.sweep.running = true
+	old := a.sweep.since
+	look := func() {
+		seen := h.sweepOnce(now, old)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.sweep.running = false
+		a.sweep.since = seen
+		if again := now.Add(secondLook + time.Second); len(seen) > 0 && again.Before(a.sweepAt) {
+			a.sweepAt = again
+		}
+	}
+	a.sweep.running = h.spawn(look)
+}
+
+// sweepOnce looks for sandboxes, repositories and slots without a town, ends
+// those that were suspected before, and returns the suspects. It wakes nothing.
+func (h *Hall) sweepOnce(now time.Time, old map[string]time.Time) map[string]time.Time {
+	ctx, cancel := context.WithTimeout(h.background, sweepTimeout)
+	defer cancel()
+	seen := map[string]time.Time{}
+	suspect := func(key string, age time.Duration) bool {
+		first, ok := old[key]
+		if !ok {
+			first = now
+		}
+		seen[key] = first
+		return ok && now.Sub(first) >= age
+	}
+	report := func(what string, err error) {
+		if err != nil && ctx.Err() == nil {
+			h.cfg.Log.Warn("the sweep of "+what+" is not complete", "err", err)
+		}
+	}
+	if h.cfg.Driver != nil {
+		report("sandboxes", h.sweepSandboxes(ctx, suspect))
+	}
+	if h.cfg.Hub != nil {
+		report("repositories", h.sweepHub(ctx, suspect))
+	}
+	report("slots", h.sweepSlots(ctx, suspect))
+	return seen
+}
+
+func (h *Hall) sweepSandboxes(ctx context.Context, suspect func(string, time.Duration) bool) error {
+	all, err := h.cfg.Driver.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, st := range all {
+		head, err := h.cfg.Store.Head(ctx, st.Ref.Town)
+		switch {
+		case errs.Is(err, errs.NotFound):
+			if suspect("disk "+st.Ref.Town, secondLook) {
+				h.cfg.Log.Info("removing the sandbox of a town that does not exist", "town", st.Ref.Town)
+				if err := h.cfg.Driver.Remove(ctx, sandbox.Ref{Driver: st.Ref.Driver, Town: st.Ref.Town}); err != nil {
+					return err
+				}
+			}
+		case err != nil:
+			return err
+		case st.State == sandbox.Running && !owns(head, st.Ref):
+			if suspect(fmt.Sprintf("sandbox %s %d", st.Ref.Town, st.Ref.Generation), secondLook) {
+				h.cfg.Log.Info("stopping a sandbox that its town does not own", "town", st.Ref.Town, "generation", st.Ref.Generation)
+				if err := h.cfg.Driver.Stop(ctx, st.Ref, 10*time.Second); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// owns reports whether a running generation is the one that its town has.
+func owns(head store.Head, ref sandbox.Ref) bool {
+	return head.Generation == ref.Generation && town.SandboxState(head.Sandbox).Running()
+}
+
+func (h *Hall) sweepHub(ctx context.Context, suspect func(string, time.Duration) bool) error {
+	ids, err := h.cfg.Hub.List()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		known, err := h.knowsRig(ctx, id)
+		if err != nil {
+			return err
+		}
+		// A rig's repository exists a moment before the rig does.
+		if !known && suspect("hub "+id.String(), h.cfg.SweepEach) {
+			h.cfg.Log.Info("removing a repository without a rig", "repository", id.String())
+			if err := h.cfg.Hub.RemoveRig(ctx, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (h *Hall) knowsRig(ctx context.Context, id hub.ID) (bool, error) {
+	rigs, err := h.cfg.Store.FindRig(ctx, id.Rig)
+	for _, r := range rigs {
+		if r.Town == id.Town {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// sweepSlots frees slots of towns that are asleep: a grant that arrived after
+// the town had stopped wanting it, and a crash before that was seen.
+func (h *Hall) sweepSlots(ctx context.Context, suspect func(string, time.Duration) bool) error {
+	slots, err := h.cfg.Store.Slots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
+		head, err := h.cfg.Store.Head(ctx, s.Town)
+		if err != nil && !errs.Is(err, errs.NotFound) {
+			return err
+		}
+		if err == nil && head.Sandbox == store.Asleep && suspect("slot "+s.Town, secondLook) {
+			if err := h.submit(ctx, s.Town, &request{slot: true}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// exited passes on the driver's word that a generation ended, when that is news.
+func (h *Hall) exited(ref sandbox.Ref) {
+	ctx, cancel := context.WithTimeout(h.background, time.Minute)
+	defer cancel()
+	head, err := h.cfg.Store.Head(ctx, ref.Town)
+	if err != nil || !owns(head, ref) {
+		return // nobody's, or known already; the sweep and inspections see the rest
+	}
+	st, err := h.cfg.Driver.Inspect(ctx, ref)
+	if err != nil || st.State != sandbox.Gone {
+		return // a hint that can't be confirmed; the town asks for itself when it hears nothing
+	}
+	if err := h.Do(ctx, ref.Town, town.SandboxExited{Generation: ref.Generation, Reason: st.Reason}); err != nil {
+		h.cfg.Log.Warn("the end of a sandbox could not be recorded", "town", ref.Town, "generation", ref.Generation, "err", err)
+	}
+}

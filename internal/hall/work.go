@@ -1,0 +1,373 @@
+package hall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"gastown/internal/errs"
+	"gastown/internal/store"
+	"gastown/internal/town"
+)
+
+// verdict says how an attempt at a batch ended.
+type verdict int
+
+const (
+	answered verdict = iota // every request got its answer
+	again                   // the copy was stale: take a new one
+	apart                   // one request may have spoilt it for the others: take them one by one
+)
+
+// handle answers all requests of a batch. The caller is the worker of e.
+func (h *Hall) handle(ctx context.Context, e *entry, batch []*request) {
+	for range maxTries {
+		batch = slices.DeleteFunc(batch, func(r *request) bool { return r.settled })
+		switch h.attempt(ctx, e, batch) {
+		case answered:
+			return
+		case again:
+			e.copy = nil
+		case apart:
+			e.copy = nil
+			for _, r := range batch {
+				if !r.settled {
+					h.handle(ctx, e, []*request{r})
+				}
+			}
+			return
+		}
+	}
+	for _, r := range batch {
+		r.answer(errs.New(errs.Unavailable, "the town changes too fast elsewhere").WithHint("try again"))
+	}
+}
+
+// turn is one attempt at a batch.
+type turn struct {
+	h       *Hall
+	ctx     context.Context
+	e       *entry
+	c       *copyOf
+	now     time.Time
+	fresh   bool // the copy's version was read after every request of the batch arrived
+	ask     []*request
+	refused map[*request]error
+	claims  []town.Effect
+}
+
+func (h *Hall) attempt(ctx context.Context, e *entry, batch []*request) verdict {
+	tn := &turn{h: h, ctx: ctx, e: e, refused: map[*request]error{}}
+	if e.copy == nil {
+		c, err := h.load(ctx, e.id)
+		if err != nil {
+			h.loadFailed(ctx, c, err)
+			for _, r := range batch {
+				r.answer(plain(err))
+			}
+			return answered
+		}
+		e.copy, tn.fresh = c, true
+	}
+	tn.c, tn.now = e.copy, h.now()
+	var views []*request
+	for _, r := range batch {
+		if r.view != nil {
+			views = append(views, r)
+		} else {
+			tn.ask = append(tn.ask, r)
+		}
+	}
+	if len(views) > 0 {
+		if v, err := tn.refresh(); err != nil || v != answered {
+			return tn.failOr(v, err, batch)
+		}
+		tn.show(views)
+	}
+	if len(tn.ask) == 0 {
+		return answered
+	}
+	if e.copy == nil {
+		return again // a view broke it
+	}
+	return tn.change()
+}
+
+// refresh makes sure that the copy is what is committed now.
+func (tn *turn) refresh() (verdict, error) {
+	if tn.fresh {
+		return answered, nil
+	}
+	ctx, cancel := storeCtx(tn.ctx)
+	defer cancel()
+	head, err := tn.h.cfg.Store.Head(ctx, tn.e.id)
+	if err != nil {
+		return answered, err
+	}
+	if head.Version != tn.c.head.Version {
+		return again, nil
+	}
+	tn.fresh = true
+	return answered, nil
+}
+
+// failOr answers all of rs with err, or passes the verdict on.
+func (tn *turn) failOr(v verdict, err error, rs []*request) verdict {
+	if err == nil {
+		return v
+	}
+	tn.e.copy = nil
+	for _, r := range rs {
+		r.answer(plain(err))
+	}
+	return answered
+}
+
+// plain turns a failure of a town's own state into an error for its caller.
+func plain(err error) error {
+	var b *brokenError
+	if errors.As(err, &b) {
+		return &errs.Error{Kind: errs.Internal, Message: "the state or the rules of this town are broken", Err: b.error,
+			Hint: "other towns are not affected; the server's log has the details"}
+	}
+	return err
+}
+
+func (tn *turn) show(views []*request) {
+	for _, r := range views {
+		err := guard(func() error { return r.view(tn.c.t, tn.now) })
+		if panicked(err) {
+			tn.h.metrics.Panics.Add(1)
+			tn.h.cfg.Log.Error("a view of a town panicked", "town", tn.e.id, "err", err)
+			tn.e.copy = nil
+		}
+		r.answer(plain(err))
+	}
+}
+
+// change lets the town handle all inputs, commits, answers and performs.
+func (tn *turn) change() verdict {
+	h := tn.h
+	var com store.Commit
+	dirty := false
+	err := guard(func() (err error) {
+		dirty, com, err = tn.decide()
+		return err
+	})
+	if err != nil {
+		return tn.spoilt(err)
+	}
+	if !dirty {
+		v, err := tn.refresh()
+		if err != nil || v != answered {
+			return tn.failOr(v, err, tn.ask)
+		}
+		h.listened(tn.c)
+		tn.answerAll()
+		return answered
+	}
+	version, err := tn.commit(com)
+	if err != nil {
+		return tn.notCommitted(com, err)
+	}
+	tn.c.committed(com, version)
+	tn.done(com)
+	return answered
+}
+
+// done follows a commit: replies first, then everything that it sets in motion.
+func (tn *turn) done(com store.Commit) {
+	h := tn.h
+	h.metrics.Commits.Add(1)
+	h.listened(tn.c)
+	tn.answerAll()
+	h.alarm.poke(town.Time(com.Columns.DueAt).Time())
+	h.changed(com.Town)
+	if com.Slot != store.SlotKeep {
+		h.spawn(h.pokeWaiting)
+	}
+	h.perform(tn.e, tn.c.ref(), tn.claims)
+	if tn.c.t.Info().Removed {
+		h.forget(tn.ctx, tn.e)
+	}
+}
+
+// decide runs the rules and builds the commit; dirty says whether there is
+// anything to write.
+func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
+	h, c := tn.h, tn.c
+	if h.unheard(c) {
+		if err := c.t.Handle(tn.now, town.Unheard{}); err != nil {
+			h.cfg.Log.Warn("a town refused to hear of the silence", "town", c.head.ID, "err", err)
+		}
+	}
+	at := int64(town.At(tn.now))
+	var idem []store.Idem
+	ticksOnly, slotAsked := true, false
+	for _, r := range tn.ask {
+		if r.due != 0 {
+			c.head.DueAt = r.due
+		}
+		slotAsked = slotAsked || r.slot
+		if r.in == nil {
+			continue
+		}
+		if _, tick := r.in.(town.Tick); !tick {
+			ticksOnly = false
+		}
+		if err := c.t.Handle(tn.now, r.in); err != nil {
+			tn.refused[r] = err
+			continue
+		}
+		if r.idem != nil {
+			r.status, r.body = r.respond(c.t)
+			idem = append(idem, store.Idem{Key: r.idem.Key, Hash: r.idem.Hash, Status: r.status, Body: r.body, At: at})
+		}
+	}
+	tn.claims = c.t.Claim(tn.now, h.cfg.Boot)
+	changed := c.t.Changes()
+	rows, entries, err := encode(changed, c.t.Entries())
+	if err != nil {
+		return false, com, err
+	}
+	com = store.Commit{Town: c.head.ID, Expect: c.head.Version, CommitID: h.cfg.NewID(), At: at, Columns: h.columnsOf(c.t, tn.now),
+		Rows: rows, Ledger: entries, Idem: idem, Rigs: c.rigChanges(changed)}
+	com.Slot = slotChange(c.head.Columns, com.Columns)
+	if slotAsked && com.Columns.Sandbox == store.Asleep {
+		com.Slot = store.SlotRelease
+	}
+	dirty = len(rows)+len(entries)+len(idem) > 0 || com.Slot != store.SlotKeep || com.Columns != c.head.Columns
+	if dirty && ticksOnly && c.running() && onlyDue(com, c.head.Columns) {
+		dirty = false // looked at in memory until then; c.head says what is stored
+	}
+	return dirty, com, nil
+}
+
+// onlyDue reports a commit that would only move the deadline.
+func onlyDue(com store.Commit, was store.Columns) bool {
+	if len(com.Rows)+len(com.Ledger)+len(com.Idem) > 0 || com.Slot != store.SlotKeep || was.DueAt == 0 {
+		return false
+	}
+	was.DueAt = com.Columns.DueAt
+	return was == com.Columns
+}
+
+func (tn *turn) commit(com store.Commit) (int64, error) {
+	ctx, cancel := storeCtx(tn.ctx)
+	defer cancel()
+	return tn.h.cfg.Store.Commit(ctx, com)
+}
+
+func (tn *turn) answerAll() {
+	tn.h.metrics.Inputs.Add(int64(len(tn.ask)))
+	tn.h.metrics.Refused.Add(int64(len(tn.refused)))
+	for _, r := range tn.ask {
+		r.answer(tn.refused[r])
+	}
+}
+
+// spoilt is the end of an attempt in which the rules broke.
+func (tn *turn) spoilt(err error) verdict {
+	if panicked(err) {
+		tn.h.metrics.Panics.Add(1)
+	}
+	tn.e.copy = nil
+	if len(tn.ask) > 1 {
+		return apart
+	}
+	tn.h.cfg.Log.Error("the rules of a town broke", "town", tn.e.id, "input", inputName(tn.ask[0].in), "err", err)
+	tn.h.markFailing(tn.ctx, tn.c.head, err)
+	tn.ask[0].answer(plain(&brokenError{err}))
+	return answered
+}
+
+// notCommitted is the end of an attempt whose commit failed. The copy is ahead
+// of the store: it goes.
+func (tn *turn) notCommitted(com store.Commit, err error) verdict {
+	h := tn.h
+	tn.e.copy = nil
+	switch {
+	case errors.Is(err, store.ErrVersion):
+		h.metrics.Conflicts.Add(1)
+		return again
+	case errors.Is(err, store.ErrUnknown):
+		h.metrics.Unknown.Add(1)
+		return tn.unknown(com, err)
+	case len(tn.ask) > 1:
+		return apart
+	case errors.Is(err, store.ErrReplay) && tn.ask[0].idem != nil:
+		r := tn.ask[0]
+		rec, ok, rerr := h.recorded(tn.ctx, tn.e.id, r.idem.Key, r.idem.Hash)
+		if rerr == nil && !ok {
+			rerr = err
+		}
+		r.status, r.body, r.replayed = rec.Status, rec.Body, true
+		r.answer(rerr)
+		return answered
+	}
+	if k := errs.KindOf(err); k != errs.Unavailable && k != errs.Conflict && k != errs.NotFound {
+		h.cfg.Log.Error("a town could not be committed", "town", tn.e.id, "err", err)
+		h.markFailing(tn.ctx, tn.c.head, err)
+	}
+	tn.ask[0].answer(err)
+	return answered
+}
+
+// unknown finds out whether a commit happened, as far as that can be known. A
+// commit that is found is as good as any other: its claims are performed.
+func (tn *turn) unknown(com store.Commit, cause error) verdict {
+	h := tn.h
+	ctx, cancel := storeCtx(tn.ctx)
+	defer cancel()
+	if known, err := h.cfg.Store.CommitKnown(ctx, com.Town, com.CommitID); err == nil && known {
+		tn.c.committed(com, com.Expect+1)
+		tn.done(com)
+		return answered
+	}
+	for _, r := range tn.ask {
+		if r.idem != nil {
+			// The key may prove what the commit id can't: a later commit may have followed.
+			if rec, ok, err := h.recorded(ctx, com.Town, r.idem.Key, r.idem.Hash); err == nil && ok {
+				r.status, r.body = rec.Status, rec.Body
+				r.answer(nil)
+				continue
+			}
+		}
+		r.answer(errs.Wrap(errs.Unavailable, cause, "it is not known whether this happened"))
+	}
+	h.alarm.poke(tn.now)
+	return answered
+}
+
+// panicError is a recovered panic.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (p *panicError) Error() string { return fmt.Sprintf("panic: %v", p.value) }
+
+// guard turns a panic of f into an error.
+func guard(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &brokenError{&panicError{v, debug.Stack()}}
+		}
+	}()
+	return f()
+}
+
+func panicked(err error) bool {
+	var p *panicError
+	return errors.As(err, &p)
+}
+
+func inputName(in town.Input) string {
+	if in == nil {
+		return "slot"
+	}
+	return town.InputName(in)
+}
