@@ -1,0 +1,227 @@
+package runner
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"gastown/internal/agent"
+	"gastown/internal/errs"
+	"gastown/internal/runner/wire"
+	"gastown/internal/town"
+)
+
+// maxGateLog bounds the full log of a gate on disk, in bytes.
+const maxGateLog = 64 << 20
+
+// gateKey names a job: the same candidate is checked once.
+type gateKey struct {
+	bead      string
+	n         int
+	candidate string
+}
+
+func keyOf(j town.GateJob) gateKey { return gateKey{j.Bead, j.N, j.Candidate} }
+
+// gateRun is a job that was begun. done is closed when it is over; cancelled
+// jobs are begun anew when they are still wanted.
+type gateRun struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// runGates performs a job and reports it until the server answered.
+func (r *Runner) runGates(ctx context.Context, j town.GateJob) {
+	log := r.log.With("bead", j.Bead, "candidate", j.N)
+	req := wire.GatesRequest{Bead: j.Bead, N: j.N, Candidate: j.Candidate, Results: []town.GateRun{}}
+	results, err := r.checkCandidate(ctx, j)
+	if ctx.Err() != nil {
+		log.Info("gates were stopped")
+		return
+	}
+	if err != nil {
+		req.Infra = clip(err.Error(), town.MaxReason)
+	} else {
+		req.Results = results
+	}
+	for n := 0; ; n++ {
+		err := r.api.call(ctx, http.MethodPost, wire.PathGates, nil, req, nil)
+		switch {
+		case err == nil:
+			return
+		case !again(err):
+			log.Info("the server does not want the result of the gates", "err", err)
+			return
+		case !r.cfg.Timing.backoff(ctx, n, err):
+			return
+		}
+	}
+}
+
+// checkCandidate checks a candidate out in a worktree of its own and runs the
+// gates in order, up to the first failure. An error means that they could not be run.
+func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.GateRun, error) {
+	if err := checkGates(j); err != nil {
+		return nil, err
+	}
+	clone, err := r.rigs.get(j.Rig)
+	if err != nil {
+		return nil, err
+	}
+	id := j.Bead + "-" + strconv.Itoa(j.N)
+	// In the clone's list of worktrees a gate must not meet a bead of that name.
+	w, err := clone.prepare(ctx, filepath.Join(r.dir("gates"), id), "gate."+id, r.dir("trash"),
+		treeSpec{bead: j.Bead, start: j.Candidate})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := errors.Join(w.remove(r.dir("trash")), r.emptyTrash()); err != nil {
+			r.log.Warn("a gate's worktree was not removed", "bead", j.Bead, "err", err)
+		}
+	}()
+	results := []town.GateRun{}
+	for _, g := range j.Gates {
+		logPath := filepath.Join(r.dir("logs/gates"), id+"-"+fileName(g.Name)+".log")
+		res, err := runGate(ctx, w.dir, g, logPath)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, res)
+		r.gateStory(j, res)
+		if !res.Passed {
+			break
+		}
+	}
+	return results, nil
+}
+
+// gateStory tells the transcript how a gate went.
+func (r *Runner) gateStory(j town.GateJob, g town.GateRun) {
+	status, text := "gate_passed", fmt.Sprintf("gate %s passed in %d ms", g.Name, g.Millis)
+	if !g.Passed {
+		status = "gate_failed"
+		text = fmt.Sprintf("gate %s failed with exit code %d after %d ms", g.Name, g.ExitCode, g.Millis)
+		if g.TimedOut {
+			text = fmt.Sprintf("gate %s ran into its time limit after %d ms", g.Name, g.Millis)
+		}
+		text += "\n" + lastBytes(g.Log, 4096)
+	}
+	r.transcripts.add(lane{j.Bead + ".merge", int64(j.N)}, agent.Event{Kind: agent.KindLifecycle, Status: status, Text: text})
+}
+
+func lastBytes(s string, n int) string {
+	if len(s) > n {
+		s = "…" + s[len(s)-n:]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+// runGate runs one command in dir and kills everything that it started, when
+// it ends or at its limit. An error means that it could not be started.
+func runGate(ctx context.Context, dir string, g town.GateLimit, logPath string) (town.GateRun, error) {
+	res := town.GateRun{Name: g.Name}
+	out, err := newGateLog(logPath)
+	if err != nil {
+		return res, errs.Wrap(errs.Unavailable, err, "the log of gate %s", g.Name)
+	}
+	limit := time.Duration(g.TimeoutMS) * time.Millisecond
+	if limit <= 0 {
+		limit = 15 * time.Minute
+	}
+	marker := rand.Text()
+	cmd := exec.Command("/bin/sh", "-c", g.Command)
+	cmd.Dir = dir
+	cmd.Env = append(toolEnv(), gateMarker+"="+marker, "CI=true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Stdout, cmd.Stderr = out, out
+	// After the shell's end its output is waited for only so long: a child that
+	// keeps the pipe open is killed below.
+	cmd.WaitDelay = time.Second
+	begin := time.Now()
+	if err := cmd.Start(); err != nil {
+		return res, errors.Join(errs.Wrap(errs.Unavailable, err, "starting gate %s", g.Name), out.close())
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err = <-ended:
+	case <-timer.C:
+		res.TimedOut = true
+	case <-ctx.Done():
+	}
+	killAll(cmd.Process.Pid, marker)
+	if res.TimedOut || ctx.Err() != nil {
+		err = <-ended
+		killAll(cmd.Process.Pid, marker) // what was born meanwhile
+	}
+	res.Millis = time.Since(begin).Milliseconds()
+	res.ExitCode = cmd.ProcessState.ExitCode()
+	res.Passed = !res.TimedOut && res.ExitCode == 0 && (err == nil || errors.Is(err, exec.ErrWaitDelay))
+	res.Log = out.tail()
+	return res, out.close()
+}
+
+// gateLog keeps the whole output on disk, up to a bound, and its end in memory.
+type gateLog struct {
+	mu   sync.Mutex // guards the fields below
+	file *os.File
+	size int64
+	last []byte
+	err  error
+}
+
+func newGateLog(path string) (*gateLog, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	return &gateLog{file: f}, err
+}
+
+// Write never fails: a full disk must not turn a gate red.
+func (l *gateLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil && l.size < maxGateLog {
+		_, l.err = l.file.Write(p)
+		l.size += int64(len(p))
+	}
+	l.last = append(l.last, p...)
+	if over := len(l.last) - 2*town.MaxLog; over > 0 {
+		l.last = append([]byte(nil), l.last[len(l.last)-town.MaxLog:]...)
+	}
+	return len(p), nil
+}
+
+// tail is the end of the output, valid UTF-8 of at most town.MaxLog bytes.
+func (l *gateLog) tail() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.last[max(0, len(l.last)-town.MaxLog):]
+	return strings.ToValidUTF8(string(b), "?")
+}
+
+func (l *gateLog) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.file.Close(); err != nil && l.err == nil {
+		return err
+	}
+	return nil
+}
+
+var _ io.Writer = (*gateLog)(nil)

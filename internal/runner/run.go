@@ -1,0 +1,372 @@
+package runner
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gastown/internal/agent"
+	"gastown/internal/errs"
+	"gastown/internal/town"
+)
+
+// runKey names a run: an epoch is never run twice.
+type runKey struct {
+	id    string
+	epoch int64
+}
+
+// endHow is how a run is to be brought to its end.
+type endHow int
+
+// The ways, from the gentlest: a later request may only be harsher.
+const (
+	endTurn  endHow = iota + 1 // let the turn end, within a grace
+	endNow                     // checkpoint, cancel, close, report
+	endLocal                   // the same without the server: the checkpoint stays on the disk
+	endKill                    // nothing is saved or told: the generation is gone
+)
+
+// ending is the end of a run, as it is reported.
+type ending struct {
+	how     endHow
+	outcome town.Outcome
+	class   town.Class
+	reason  string
+	subject string
+}
+
+func stopped(reason string) ending {
+	return ending{how: endNow, outcome: town.OutcomeStopped, reason: reason}
+}
+
+// saves says whether the work in progress is worth a last checkpoint.
+func (e ending) saves() bool {
+	return e.how != endKill && e.outcome != town.OutcomeDone && e.outcome != town.OutcomeNoChange
+}
+
+// run is one run on this runner. Its goroutine (main) owns the agent; others
+// call only update, ask and the tools.
+type run struct {
+	r      *Runner
+	want   town.DesiredRun
+	rig    town.DesiredRig
+	key    runKey
+	lane   lane
+	log    *slog.Logger
+	tenant *tenant
+	secret string
+	prev   *run          // the run that holds the bead's worktree before this one, or nil
+	done   chan struct{} // closed when the run is over and reported
+	wake   chan struct{} // holds a token when asked or nudges changed
+
+	prepared context.Context // ends when the run has to end before its agent runs
+	abandon  context.CancelFunc
+
+	life      atomic.Int64 // last sign of life, UTC milliseconds
+	output    atomic.Bool  // the model (or an agent without one) ever said something
+	lastModel atomic.Int32 // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
+	saving    atomic.Bool  // a checkpoint of the ticker is on its way
+
+	verdictMu sync.Mutex // one verdict at a time; guards calls
+	calls     int        // verdicts that the server refused
+
+	mu       sync.Mutex // guards the fields below
+	asked    *ending
+	accepted town.VerdictKind // the verdict that the server took
+	nudges   []town.Nudge     // not delivered
+	nudged   int              // number of the last one taken over
+	tree     *worktree
+	saver    *checkpointer
+	session  agent.Session
+}
+
+func (r *Runner) newRun(d town.DesiredRun, rig town.DesiredRig, prev *run) *run {
+	n := &run{
+		r: r, want: d, rig: rig, prev: prev, secret: newSecret(),
+		key: runKey{d.ID, d.Epoch}, lane: lane{d.ID, d.Epoch},
+		log:  r.log.With("run", d.ID, "rig", d.Rig, "bead", d.Bead),
+		done: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+	n.prepared, n.abandon = context.WithCancel(r.base)
+	n.alive()
+	n.tenant = &tenant{id: d.ID, epoch: d.Epoch, provider: d.Provider, secret: hashSecret(n.secret),
+		tools: newTools(n, r.cfg.Version), alive: n.modelAlive, answered: n.modelAnswered}
+	return n
+}
+
+func (n *run) alive() { n.life.Store(time.Now().UnixMilli()) }
+
+func (n *run) modelAlive() { n.alive() }
+
+func (n *run) modelAnswered(status int) {
+	n.lastModel.Store(int32(status))
+	if status >= 200 && status < 300 {
+		n.output.Store(true)
+		n.alive()
+	}
+}
+
+// idle is the time since the last sign of life.
+func (n *run) idle(now time.Time) time.Duration {
+	return max(0, time.Duration(now.UnixMilli()-n.life.Load())*time.Millisecond)
+}
+
+func (n *run) over() bool {
+	select {
+	case <-n.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// update takes what a newer document says of the run.
+func (n *run) update(d town.DesiredRun) {
+	n.mu.Lock()
+	for _, m := range d.Nudges {
+		if m.N > n.nudged {
+			n.nudged = m.N
+			n.nudges = append(n.nudges, m)
+		}
+	}
+	n.mu.Unlock()
+	switch {
+	case d.Stop != "":
+		n.ask(stopped(d.Stop))
+	case d.Verdict != "":
+		n.ask(ending{how: endTurn, outcome: d.Verdict})
+	default:
+		n.signal()
+	}
+}
+
+// ask wants the run to end. Of several requests the harshest, then the first, counts.
+func (n *run) ask(e ending) {
+	n.mu.Lock()
+	if n.asked == nil || e.how > n.asked.how {
+		if n.asked != nil && n.asked.how == endTurn && e.how == endNow {
+			e.outcome, e.reason = n.asked.outcome, n.asked.reason // the verdict stands
+		}
+		n.asked = &e
+	}
+	n.mu.Unlock()
+	n.abandon()
+	n.signal()
+}
+
+func (n *run) signal() {
+	select {
+	case n.wake <- struct{}{}:
+	default: // a token is there already
+	}
+}
+
+func (n *run) request() *ending {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.asked
+}
+
+// story adds what the runner did to the run's transcript.
+func (n *run) story(status, text string) {
+	n.r.transcripts.add(n.lane, agent.Event{Kind: agent.KindLifecycle, Status: status, Text: text})
+}
+
+// main lives the run from its worktree to its report.
+func (n *run) main() {
+	defer close(n.done)
+	defer n.abandon()
+	n.r.loopback.admit(n.tenant)
+	end := n.live()
+	n.finish(end)
+}
+
+func (n *run) live() ending {
+	if n.prev != nil {
+		select {
+		case <-n.prev.done:
+		case <-n.prepared.Done():
+			return *n.requestOr(stopped("the runner ends"))
+		}
+		n.prev = nil
+	}
+	if err := n.prepare(); err != nil {
+		return *n.requestOr(ending{how: endNow, outcome: town.OutcomeFailed, class: town.ClassInfra,
+			reason: clip(err.Error(), town.MaxReason), subject: "rig/" + n.want.Rig})
+	}
+	sess, err := n.start()
+	if err != nil {
+		return *n.requestOr(n.agentFailed("the agent could not be started: " + err.Error()))
+	}
+	n.mu.Lock()
+	n.session = sess
+	n.mu.Unlock()
+	n.r.outbox.add(town.Report{Kind: town.ReportStarted, Run: n.key.id, Epoch: n.key.epoch, PID: sess.PID(), Session: sess.SessionID()})
+	return newTalk(n, sess).run()
+}
+
+// requestOr is what was asked, else e: an error after a request to end is its consequence.
+func (n *run) requestOr(e ending) *ending {
+	if a := n.request(); a != nil {
+		return a
+	}
+	return &e
+}
+
+func (n *run) agentFailed(reason string) ending {
+	return ending{how: endNow, outcome: town.OutcomeFailed, class: town.ClassInfra,
+		reason: clip(reason, town.MaxReason), subject: "agent/" + n.want.Preset}
+}
+
+// prepare makes the worktree.
+func (n *run) prepare() error {
+	begin := time.Now()
+	clone, err := n.r.rigs.get(n.want.Rig)
+	if err != nil {
+		return err
+	}
+	d := n.want
+	dir := filepath.Join(n.r.dir("work"), d.Rig, d.Bead)
+	url := n.r.loopback.base + "/git/" + d.ID + "/" + d.Rig + ".git"
+	w, err := clone.prepare(n.prepared, dir, d.Bead, n.r.dir("trash"), treeSpec{
+		bead: d.Bead, branch: d.Branch, start: d.Start, resume: d.Resume, config: agentConfig(url, n.secret, n.rig.Author),
+	})
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tree = w
+	n.saver = &checkpointer{
+		tree: w, run: d.ID, epoch: d.Epoch, start: d.Start, author: n.rig.Author,
+		ref:     "refs/gastown/wip/" + d.Bead + "/" + strconv.FormatInt(d.Epoch, 10),
+		scratch: filepath.Join(n.r.dir("tmp"), "checkpoint-"+d.Rig+"-"+d.Bead),
+		maxFile: int64(n.rig.MaxFileMB) << 20,
+	}
+	text := fmt.Sprintf("worktree on %s at %.12s, ready after %d ms", d.Branch, d.Start, time.Since(begin).Milliseconds())
+	if d.Resume != "" {
+		text += fmt.Sprintf(", with the work of checkpoint %.12s", d.Resume)
+	}
+	n.story("worktree_ready", text)
+	return nil
+}
+
+// start launches the agent.
+func (n *run) start() (agent.Session, error) {
+	d := n.want
+	preset, err := n.r.cfg.Presets.Get(d.Preset)
+	if err != nil {
+		return nil, err
+	}
+	spec := agent.Spec{
+		Preset: preset, Dir: n.tree.dir, SelfExe: n.r.cfg.SelfExe, LoadSession: d.Session,
+		Env: append(toolEnv(), "GASTOWN_RUN="+d.ID, "GASTOWN_BEAD="+d.Bead, "GASTOWN_RIG="+d.Rig),
+		MCP: []agent.MCPServer{{Name: "gastown", URL: n.r.loopback.base + "/mcp/" + d.ID,
+			Headers: map[string]string{"Authorization": "Bearer " + n.secret}}},
+		OnEvent: n.event,
+	}
+	if d.Provider != "" {
+		spec.Model = &agent.Model{Provider: d.Provider, BaseURL: n.r.loopback.base + "/model/" + d.ID, Key: n.secret, Name: d.Model}
+	}
+	return n.r.cfg.Start(n.prepared, spec)
+}
+
+// event takes one event of the agent.
+func (n *run) event(e agent.Event) {
+	switch e.Kind {
+	case agent.KindMessage, agent.KindThought, agent.KindToolCall, agent.KindToolUpdate, agent.KindPlan:
+		n.alive()
+		if n.want.Provider == "" && !e.Replayed {
+			n.output.Store(true)
+		}
+	case agent.KindPermission, agent.KindUsage, agent.KindOther, agent.KindStderr:
+		n.alive()
+	}
+	n.r.transcripts.add(n.lane, e)
+}
+
+// finish ends the agent, saves its work and reports.
+func (n *run) finish(end ending) {
+	n.mu.Lock()
+	sess, saver := n.session, n.saver
+	n.mu.Unlock()
+	grace := n.r.cfg.Timing.StopGrace
+	save := saver != nil && end.saves()
+	if sess != nil && save {
+		n.save(end.how == endLocal) // insurance, before the agent is disturbed
+	}
+	if end.how == endKill {
+		grace = 0
+	}
+	if sess != nil {
+		if err := sess.Close(grace); err != nil {
+			n.log.Warn("the agent did not end cleanly", "err", err)
+		}
+		if save {
+			n.save(end.how == endLocal)
+		}
+	}
+	n.r.loopback.expel(n.tenant)
+	n.log.Info("run ended", "outcome", end.outcome, "class", end.class, "reason", clip(end.reason, 500))
+	if end.how == endKill || end.how == endLocal {
+		return
+	}
+	n.story("ended", strings.TrimSpace(string(end.outcome)+" "+end.reason))
+	n.r.outbox.add(town.Report{Kind: town.ReportEnded, Run: n.key.id, Epoch: n.key.epoch,
+		Outcome: end.outcome, Class: end.class, Reason: end.reason, Subject: end.subject})
+}
+
+// save makes a checkpoint and tells of it. A failure is told, not fatal: the
+// next one may succeed.
+func (n *run) save(local bool) {
+	ctx, cancel := context.WithTimeout(n.r.base, n.r.saveLimit())
+	defer cancel()
+	if _, err := n.checkpoint(ctx, local); err != nil {
+		n.log.Warn("checkpoint failed", "err", err)
+		n.story("checkpoint_failed", clip(err.Error(), 2000))
+	}
+}
+
+func (n *run) checkpoint(ctx context.Context, local bool) (saved, error) {
+	n.mu.Lock()
+	saver := n.saver
+	n.mu.Unlock()
+	if saver == nil {
+		return saved{}, errs.New(errs.Unavailable, "the worktree is not ready yet")
+	}
+	s, err := saver.save(ctx, local)
+	if err != nil {
+		return s, err
+	}
+	if s.Commit == "" {
+		return s, nil
+	}
+	text := fmt.Sprintf("checkpoint %.12s", s.Commit)
+	if len(s.Left) > 0 {
+		n.log.Warn("files were left out of a checkpoint", "files", s.Left[:min(len(s.Left), 20)])
+		text += "; not in it: " + strings.Join(s.Left[:min(len(s.Left), 20)], "; ")
+	}
+	n.story("checkpoint", text)
+	if !local {
+		n.r.outbox.add(town.Report{Kind: town.ReportCheckpoint, Run: n.key.id, Epoch: n.key.epoch, Commit: s.Commit, Ref: saver.ref})
+	}
+	return s, nil
+}
+
+// saveSoon makes a checkpoint in the background, unless one is on its way.
+func (n *run) saveSoon() {
+	if !n.saving.CompareAndSwap(false, true) {
+		return
+	}
+	n.r.goes(func() {
+		defer n.saving.Store(false)
+		n.save(false)
+	})
+}
