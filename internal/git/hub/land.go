@@ -37,13 +37,8 @@ func (h *Hub) Land(ctx context.Context, id ID, r Remote, tip, candidate string) 
 		return LandResult{}, err
 	}
 	defer unlock()
-	if held, err := h.holds(ctx, dir, candidate); err != nil {
-		return LandResult{}, err
-	} else if !held {
-		return LandResult{}, errs.New(errs.NotFound, "the hub does not hold the commit %s", candidate)
-	}
 	if ok, err := h.ancestor(ctx, dir, tip, candidate); err != nil {
-		return LandResult{}, err
+		return LandResult{}, h.whichMissing(ctx, dir, err, candidate)
 	} else if !ok {
 		return LandResult{}, errs.New(errs.Invalid, "the candidate %s does not descend from the tip %s", candidate, tip)
 	}

@@ -78,6 +78,8 @@ func TestOnlyADescendantOfTheTipLands(t *testing.T) {
 	sh(t, w.clone, "push", "-q", dir, alone+":refs/heads/gt/nux/b-9")
 	_, err := w.Land(t.Context(), rig, w.remote, tip, alone)
 	wantKind(t, err, errs.Invalid, "descend")
+	_, err = w.Land(t.Context(), rig, w.remote, tip, strings.Repeat("1", 40))
+	wantKind(t, err, errs.NotFound)
 	_, err = w.Land(t.Context(), rig, w.remote, tip, "main")
 	wantKind(t, err, errs.Invalid)
 }

@@ -92,15 +92,11 @@ func (h *Hub) Candidate(ctx context.Context, id ID, s CandidateSpec) (Candidate,
 		return Candidate{}, err
 	}
 	c := Candidate{Tip: s.Tip}
-	for _, oid := range []string{s.Tip, s.Commit} {
-		if held, err := h.holds(ctx, dir, oid); err != nil {
-			return Candidate{}, err
-		} else if !held {
-			return Candidate{}, errs.New(errs.NotFound, "the hub does not hold the commit %s", oid)
-		}
+	if c.AlreadyIn, err = h.yes(ctx, dir, "merge-base", "--is-ancestor", s.Commit, s.Tip); err != nil {
+		return Candidate{}, h.whichMissing(ctx, dir, err, s.Tip, s.Commit)
 	}
-	if c.AlreadyIn, err = h.yes(ctx, dir, "merge-base", "--is-ancestor", s.Commit, s.Tip); err != nil || c.AlreadyIn {
-		return c, err
+	if c.AlreadyIn {
+		return c, nil
 	}
 	tree, err := h.mergeTree(ctx, dir, s, &c)
 	if err != nil || c.Conflict {
@@ -115,6 +111,16 @@ func (h *Hub) Candidate(ctx context.Context, id ID, s CandidateSpec) (Candidate,
 		return Candidate{}, errs.Wrap(errs.Internal, err, "publishing the merge candidate")
 	}
 	return c, nil
+}
+
+// whichMissing explains a git that failed, if a commit that it needed is not held.
+func (h *Hub) whichMissing(ctx context.Context, dir string, err error, commits ...string) error {
+	for _, oid := range commits {
+		if held, holdsErr := h.holds(ctx, dir, oid); holdsErr == nil && !held {
+			return errs.New(errs.NotFound, "the hub does not hold the commit %s", oid)
+		}
+	}
+	return err
 }
 
 func (s CandidateSpec) check() error {

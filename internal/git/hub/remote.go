@@ -293,10 +293,14 @@ func (h *Hub) Contains(ctx context.Context, id ID, r Remote, commit string) (tip
 
 // ancestor reports whether a is b or one of its ancestors; false if a is not held.
 func (h *Hub) ancestor(ctx context.Context, dir, a, b string) (bool, error) {
-	if held, err := h.holds(ctx, dir, a); err != nil || !held {
-		return false, err
+	yes, err := h.yes(ctx, dir, "merge-base", "--is-ancestor", a, b)
+	if git.Code(err) == 128 {
+		// Looked at only now: nearly always both are held.
+		if held, holdsErr := h.holds(ctx, dir, a); holdsErr == nil && !held {
+			return false, nil
+		}
 	}
-	return h.yes(ctx, dir, "merge-base", "--is-ancestor", a, b)
+	return yes, err
 }
 
 // holds reports whether the repository has the commit.
