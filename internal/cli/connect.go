@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+
+	"gastown/internal/client"
+	"gastown/internal/errs"
+	"gastown/internal/town"
+)
+
+// Files that serve writes into its data directory.
+const (
+	serverFile = "server.json" // {"url": "..."} of the running server
+	tokenFile  = "admin.token" // readable by its owner only
+)
+
+// serverInfo is the content of server.json.
+type serverInfo struct {
+	URL string `json:"url"`
+	PID int    `json:"pid"`
+}
+
+// maxSecret is the largest key or token file.
+const maxSecret = 64 << 10
+
+// dataDir returns the data directory that holds when --data is not given.
+func (a *app) dataDir() string {
+	switch {
+	case a.data != "":
+		return a.data
+	case a.env.Getenv("GASTOWN_DATA") != "":
+		return a.env.Getenv("GASTOWN_DATA")
+	case a.env.Getenv("XDG_DATA_HOME") != "":
+		return filepath.Join(a.env.Getenv("XDG_DATA_HOME"), "gastown")
+	}
+	return filepath.Join(a.env.Getenv("HOME"), ".local", "share", "gastown")
+}
+
+// connect makes the client: see the package comment for where the server is found.
+func (a *app) connect() (*client.Client, error) {
+	o := client.Options{Agent: "gastown/" + a.version(), User: a.user()}
+	if a.data == "" && a.env.Getenv("GASTOWN_URL") != "" {
+		o.URL, o.Token = a.env.Getenv("GASTOWN_URL"), strings.TrimSpace(a.env.Getenv("GASTOWN_TOKEN"))
+		return client.New(o)
+	}
+	var err error
+	if o.URL, o.Token, err = readDataDir(a.dataDir()); err != nil {
+		return nil, err
+	}
+	return client.New(o)
+}
+
+// readDataDir reads what a server on this machine left in its data directory.
+func readDataDir(dir string) (url, token string, err error) {
+	raw, err := os.ReadFile(filepath.Join(dir, serverFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", "", errs.New(errs.Unavailable, "no server was started with the data directory %s", dir).
+			WithHint("start one with: gastown serve --data DIR; or set GASTOWN_URL and GASTOWN_TOKEN")
+	}
+	if err != nil {
+		return "", "", errs.Wrap(errs.Unavailable, err, "reading where the server is")
+	}
+	var info serverInfo
+	if err := json.Unmarshal(raw, &info); err != nil || info.URL == "" {
+		return "", "", errs.New(errs.Unavailable, "%s can't be read", filepath.Join(dir, serverFile)).
+			WithHint("restart the server, or set GASTOWN_URL and GASTOWN_TOKEN")
+	}
+	secret, err := os.ReadFile(filepath.Join(dir, tokenFile))
+	if err != nil {
+		return "", "", errs.Wrap(errs.Unauthorized, err, "reading the admin token")
+	}
+	return info.URL, strings.TrimSpace(string(secret)), nil
+}
+
+// user names the person for the ledger.
+func (a *app) user() string {
+	if u := a.env.Getenv("GASTOWN_USER"); u != "" {
+		return u
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return ""
+}
+
+// secretFile reads a key or token from a file, "-" from stdin.
+func (a *app) secretFile(what, path string) (string, error) {
+	text, err := a.textFile(what, path, maxSecret)
+	if err != nil {
+		return "", err
+	}
+	if text = strings.TrimSpace(text); text == "" {
+		return "", errs.New(errs.Invalid, "the file with the %s is empty", what)
+	}
+	return text, nil
+}
+
+// textFile reads a text from a file, "-" from stdin.
+func (a *app) textFile(what, path string, limit int64) (string, error) {
+	r := a.env.In
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", errs.Wrap(errs.Invalid, err, "reading the %s", what)
+		}
+		defer f.Close()
+		r = f
+	}
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return "", errs.Wrap(errs.Invalid, err, "reading the %s", what)
+	}
+	if int64(len(b)) > limit {
+		return "", errs.New(errs.Invalid, "the %s is longer than %d bytes", what, limit)
+	}
+	return string(b), nil
+}
+
+// oneTown returns the town that was named, else the only one there is.
+func oneTown(ctx context.Context, c *client.Client, name string) (string, error) {
+	if name != "" {
+		return name, nil
+	}
+	towns, err := c.Towns(ctx)
+	if err != nil {
+		return "", err
+	}
+	switch len(towns) {
+	case 0:
+		return "", errs.New(errs.NotFound, "there is no town yet").WithHint("make one with: gastown town create NAME")
+	case 1:
+		return towns[0].Name, nil
+	}
+	return "", errs.New(errs.Invalid, "there are %d towns: which one?", len(towns)).WithHint("give --town NAME; gastown town list shows them")
+}
+
+// placeOf returns the town of a rig. An empty rig stands for the town's only
+// one, or the only one on the server.
+func placeOf(ctx context.Context, c *client.Client, townName, rig string) (inTown, name string, err error) {
+	if townName != "" {
+		return townName, rig, nil
+	}
+	places, err := c.FindRig(ctx, rig)
+	if err != nil {
+		return "", "", err
+	}
+	switch {
+	case len(places) == 1:
+		return places[0].Town, places[0].Rig, nil
+	case len(places) == 0 && rig == "":
+		return "", "", errs.New(errs.NotFound, "there is no rig yet").WithHint("add one with: gastown rig add NAME URL --town TOWN")
+	case len(places) == 0:
+		return "", "", errs.New(errs.NotFound, "no town has a rig %s", short40(rig)).WithHint("gastown rig list shows those that exist")
+	}
+	var names []string
+	for _, p := range places[:min(len(places), 5)] {
+		names = append(names, p.Town+"/"+p.Rig)
+	}
+	return "", "", errs.New(errs.Invalid, "there are %d rigs to choose from: %s", len(places), strings.Join(names, ", ")).
+		WithHint("give --rig and --town")
+}
+
+// isBead reports whether an argument has the form of a bead's id.
+func isBead(s string) bool { return town.ValidBeadID(s) == nil }
+
+// assignments parses repeated key=value flags.
+func assignments(flag string, values []string) (map[string]string, error) {
+	if len(values) == 0 {
+		return nil, nil
+	}
+	out := map[string]string{}
+	for _, v := range values {
+		key, val, ok := strings.Cut(v, "=")
+		if !ok || key == "" {
+			return nil, errs.New(errs.Invalid, "%s %q is not key=value", flag, short40(v))
+		}
+		if _, dup := out[key]; dup {
+			return nil, errs.New(errs.Invalid, "%s names %s twice", flag, short40(key))
+		}
+		if _, err := town.Lookup(key); err != nil {
+			return nil, err
+		}
+		out[key] = val
+	}
+	return out, nil
+}
+
+// yes says on stderr that something was done, for commands without a result.
+func (a *app) yes(format string, args ...any) error {
+	_, err := fmt.Fprintf(a.env.Err, format+"\n", args...)
+	return err
+}
