@@ -37,6 +37,7 @@ type Agent struct {
 
 	session   acp.SessionId
 	replaying atomic.Bool
+	broken    atomic.Bool   // a write to the agent failed
 	asked     chan struct{} // one token per request of the agent that is not answered
 	ended     chan struct{} // closed when the process has ended
 	done      chan struct{} // closed when everything is gone

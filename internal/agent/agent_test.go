@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,6 +41,9 @@ func rogue(how string) {
 	fmt.Fprintln(os.Stderr, "rogue says", how, os.Getenv("SECRET_FOR_TEST"))
 	if how == "dies" {
 		os.Exit(7)
+	}
+	if how == "stubborn" {
+		signal.Ignore(syscall.SIGTERM)
 	}
 	in := bufio.NewScanner(os.Stdin)
 	in.Buffer(nil, 1<<20)
@@ -70,7 +75,7 @@ func rogue(how string) {
 		}
 	}
 	if how == "stubborn" {
-		select {}
+		<-time.After(time.Hour)
 	}
 }
 
@@ -121,6 +126,9 @@ func turnOf(how string, r request, in *bufio.Scanner) {
 	case "deaf to cancel", "stubborn":
 		say("started")
 		return
+	case "closes stdin":
+		_ = os.Stdin.Close()
+		<-time.After(time.Hour)
 	case "closes stdout":
 		_ = os.Stdout.Close()
 		return
@@ -208,8 +216,18 @@ func TestAFailedStartSaysWhichStep(t *testing.T) {
 		}, errs.NotFound, []string{"no-such-agent", "install it"}},
 		"no file": {func(s *Spec) { s.Preset.Command = filepath.Join(s.Dir, "none") }, errs.NotFound, []string{"not a program"}},
 		"program in a relative PATH entry": {func(s *Spec) {
-			s.Preset.Command = "sh"
-			s.Env = []string{"PATH=bin:."}
+			if err := os.WriteFile(filepath.Join(s.Dir, "agent"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			wd, err := os.Getwd()
+			if err != nil {
+				t.Fatal(err)
+			}
+			rel, err := filepath.Rel(wd, s.Dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Preset.Command, s.Env = "agent", []string{"PATH=" + rel}
 		}, errs.NotFound, []string{"not in PATH"}},
 		"no model":     {func(s *Spec) { s.Preset.Model = ModelConfig{Kind: ModelEnv, NeedsProvider: true} }, errs.Invalid, []string{"needs a model provider"}},
 		"no directory": {func(s *Spec) { s.Dir = filepath.Join(s.Dir, "none") }, errs.Invalid, []string{"working directory"}},
@@ -379,11 +397,28 @@ func TestATurnThatIgnoresItsCancelIsGivenUp(t *testing.T) {
 	}
 }
 
-func TestAnAgentThatClosesItsOutputIsEnded(t *testing.T) {
+func TestAnAgentThatClosesAPipeIsEnded(t *testing.T) {
 	t.Parallel()
-	a, _ := startRogue(t, "closes stdout")
-	if _, err := a.Prompt(context.Background(), "go"); err == nil || !strings.Contains(err.Error(), "closed its output") {
-		t.Errorf("got %v", err)
+	for _, c := range []struct{ how, want string }{
+		{"closes stdout", "closed its output"}, {"closes stdin", "closed its input"},
+	} {
+		t.Run(c.how, func(t *testing.T) {
+			t.Parallel()
+			spec, _ := rogueSpec(t, c.how)
+			spec.Preset.CancelTimeout = time.Minute
+			a, err := Start(context.Background(), spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			if _, err := a.Prompt(ctx, "go"); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v", err)
+			}
+			if err := a.Close(0); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
@@ -409,6 +444,21 @@ func TestAnAgentThatCannotLoadGetsANewSession(t *testing.T) {
 		if err := a.Close(0); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestAnAgentThatIgnoresSIGTERMIsKilledAfterTheGrace(t *testing.T) {
+	t.Parallel()
+	a, rec := startRogue(t, "stubborn")
+	if err := a.Close(50 * time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	last := rec.of(KindLifecycle)
+	if e := last[len(last)-1]; e.Status != "exited" || e.Text != "signal: killed" {
+		t.Errorf("last event: %+v", e)
+	}
+	if err := a.Err(); err != nil {
+		t.Errorf("err after close: %v", err)
 	}
 }
 

@@ -120,8 +120,11 @@ func (w stdinWriter) Write(p []byte) (int, error) {
 	_ = w.a.stdin.SetWriteDeadline(time.Now().Add(writeTimeout))
 	n, err := w.a.stdin.Write(p)
 	if err != nil {
+		w.a.broken.Store(true)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			w.a.fail(errors.New("the agent did not read its input for 30 seconds"))
+		} else {
+			w.a.endSoon("the agent closed its input")
 		}
 		return n, err
 	}
@@ -135,6 +138,17 @@ func (w stdinWriter) Write(p []byte) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// ending reports whether the agent can't be spoken to any more, so that its
+// process ends soon.
+func (a *Agent) ending() bool {
+	select {
+	case <-a.conn.Done():
+		return true
+	default:
+		return a.broken.Load()
+	}
 }
 
 // serve answers the agent's requests.
@@ -228,19 +242,20 @@ func (a *Agent) requestError(err error) error {
 // call makes one request with its own deadline. When the agent ended
 // meanwhile, the error is why.
 func call[T any](ctx context.Context, a *Agent, method string, limit time.Duration, params any) (T, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	timed, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	res, err := acp.SendRequest[T](a.conn, ctx, method, params)
+	res, err := acp.SendRequest[T](a.conn, timed, method, params)
 	if err == nil {
 		return res, nil
 	}
-	select {
-	case <-a.conn.Done(): // the process is ending: its exit says more
+	if a.ending() { // its exit says more
 		<-a.done
 		return res, a.endedError()
-	default:
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
+		return res, errs.Wrap(errs.Unavailable, ctx.Err(), "the caller gave up")
+	case timed.Err() != nil:
 		return res, errs.New(errs.Unavailable, "no answer within %s", limit)
 	}
 	return res, a.requestError(err)

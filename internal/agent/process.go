@@ -22,7 +22,7 @@ import (
 const cookieVar = "GASTOWN_AGENT_COOKIE"
 
 const (
-	// exitGrace is how long an agent may live on after it closed its stdout.
+	// exitGrace is how long an agent may live on after it closed a pipe.
 	exitGrace = 2 * time.Second
 	// goneTimeout bounds the wait for killed processes to disappear.
 	goneTimeout = 2 * time.Second
@@ -184,7 +184,13 @@ func (a *Agent) stdoutEnded(err error) {
 		a.fail(err)
 		return
 	}
-	t := time.AfterFunc(exitGrace, func() { a.fail(errors.New("the agent closed its output")) })
+	a.endSoon("the agent closed its output")
+}
+
+// endSoon kills an agent that broke its connection, unless it ends by itself
+// within the grace; then its own exit is the reason.
+func (a *Agent) endSoon(why string) {
+	t := time.AfterFunc(exitGrace, func() { a.fail(errors.New(why)) })
 	go func() { <-a.ended; t.Stop() }()
 }
 

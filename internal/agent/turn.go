@@ -90,11 +90,9 @@ func (a *Agent) cancelled(got <-chan answer) (StopReason, error) {
 
 func (a *Agent) turnEnd(r answer) (StopReason, error) {
 	if r.err != nil {
-		select {
-		case <-a.conn.Done(): // its exit says more than the broken connection
+		if a.ending() { // its exit says more than the broken connection
 			<-a.done
 			return "", a.endedError()
-		default:
 		}
 		return "", errs.Wrap(errs.Unavailable, a.requestError(r.err), "agent %s: the turn failed", a.spec.Preset.Name)
 	}
