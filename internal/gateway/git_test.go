@@ -249,6 +249,8 @@ func TestFetchSpeaksVersionTwoAndFindsCommitsByID(t *testing.T) {
 		t.Errorf("ls-remote:\n%s", trace)
 	}
 	c := h.commit("b.txt", "x")
+	inner := c // not the tip of anything
+	c = h.commit("b.txt", "y")
 	h.must(h.clone, "push", "-q", "origin", "HEAD:refs/gastown/wip/b-1/1")
 	h.must(h.dir, "update-ref", "refs/gastown/wip/b-2/1", c)
 	h.must(h.dir, "update-ref", "refs/gastown/merge/b-2/1", c)
@@ -263,8 +265,8 @@ func TestFetchSpeaksVersionTwoAndFindsCommitsByID(t *testing.T) {
 		other := filepath.Join(t.TempDir(), "other")
 		h.must("/", "-c", "protocol.version="+v, "-c", "http.extraHeader=Authorization: Bearer sandbox", "clone", "-q", h.url, other)
 		h.must(other, "config", "http.extraHeader", "Authorization: Bearer sandbox")
-		h.must(other, "-c", "protocol.version="+v, "fetch", "-q", "origin", c)
-		h.must(other, "cat-file", "-e", c)
+		h.must(other, "-c", "protocol.version="+v, "fetch", "-q", "origin", inner)
+		h.must(other, "cat-file", "-e", inner)
 		h.must(other, "-c", "protocol.version="+v, "fetch", "-q", "--depth=1", "origin", "refs/gastown/merge/b-2/1")
 	}
 	h.policy.mu.Lock()

@@ -117,9 +117,9 @@ func TestTheEndOfTheContextEndsTheWholeGroup(t *testing.T) {
 	pr, pw := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		// The alias starts a grandchild that would outlive git and keep the pipe open.
+		// The alias starts a grandchild that ignores SIGTERM and keeps the pipe open.
 		_, err := g.Do(ctx, Cmd{Dir: dir, Args: []string{"hang"}, Stdout: pw,
-			Config: []Setting{{"alias.hang", "!sleep 1000 & echo $!; wait"}}})
+			Config: []Setting{{"alias.hang", "!trap '' TERM; sleep 1000 & echo $!; wait"}}})
 		done <- err
 	}()
 	line := make([]byte, 32)

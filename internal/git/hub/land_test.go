@@ -334,22 +334,30 @@ func TestTheTokenComesFromTheVault(t *testing.T) {
 
 func TestARedirectToAnotherHostGetsNoToken(t *testing.T) {
 	t.Parallel()
+	t.Run("after the first host saw it", func(t *testing.T) { redirected(t, true) })
+	t.Run("at once", func(t *testing.T) { redirected(t, false) })
+}
+
+// redirected asks a host that redirects to another, and wants the other to get nothing.
+func redirected(t *testing.T, askFirst bool) {
 	w := emptyWorld(t)
 	var mu sync.Mutex
 	asked, got := 0, ""
+	ask := func(w http.ResponseWriter) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="forge"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}
 	thief := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		asked++
 		got += r.Header.Get("Authorization")
-		w.Header().Set("WWW-Authenticate", `Basic realm="forge"`)
-		w.WriteHeader(http.StatusUnauthorized)
+		ask(w)
 	}))
 	defer thief.Close()
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, _, ok := r.BasicAuth(); !ok {
-			w.Header().Set("WWW-Authenticate", `Basic realm="forge"`)
-			w.WriteHeader(http.StatusUnauthorized)
+		if _, _, ok := r.BasicAuth(); askFirst && !ok {
+			ask(w)
 			return
 		}
 		http.Redirect(w, r, thief.URL+r.URL.RequestURI(), http.StatusFound)
