@@ -78,8 +78,7 @@ func (w *worktree) layout(s treeSpec) error {
 			return err
 		}
 	}
-	// A detached worktree begins on a branch that never exists.
-	head := "ref: refs/heads/.none\n"
+	head := s.start + "\n"
 	if w.branch != "" {
 		head = "ref: refs/heads/" + w.branch + "\n"
 		// A git that was killed may have left the branch locked; nobody else works on it.

@@ -1,0 +1,477 @@
+package runner
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gastown/internal/agent"
+	"gastown/internal/errs"
+	"gastown/internal/runner/wire"
+	"gastown/internal/town"
+)
+
+func script(body string) string { return "```sh\n" + body + "\n```\n" }
+
+func TestARunFromTheDocumentToDone(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = script("echo hello > greeting.txt")
+	f.addRun(nil)
+	f.begin(nil)
+	started := f.awaitReport(town.ReportStarted, 0)
+	if started.Run != theRun || started.Epoch != 1 || started.PID <= 0 || started.Session == "" {
+		t.Errorf("started: %+v", started)
+	}
+	ended := f.awaitReport(town.ReportEnded, 0)
+	if ended.Outcome != town.OutcomeDone || ended.Run != theRun || ended.Class != "" {
+		t.Errorf("ended: %+v", ended)
+	}
+	if got := f.must(f.dir, "show", "refs/heads/"+branch+":greeting.txt"); got != "hello" {
+		t.Errorf("the hub holds %q", got)
+	}
+	if got := f.must(f.dir, "log", "-1", "--format=%an <%ae>", "refs/heads/"+branch); got != "Nux <nux@example.org>" {
+		t.Errorf("the author is %q", got)
+	}
+	f.awaitStory("worktree_ready")
+	f.awaitStory("done was accepted")
+	if n := len(f.verdicts); n != 1 {
+		t.Errorf("%d verdicts", n)
+	}
+	if strings.Contains(f.storyLocked(), "reminded") {
+		t.Error("an agent with an accepted verdict was reminded")
+	}
+}
+
+func TestANudgeAfterATurnWithoutVerdict(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=none\necho one > x.txt\n```\n```sh nudge=1\necho two > x.txt\n```\n"
+	f.addRun(nil)
+	f.begin(nil)
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
+	}
+	f.awaitStory("reminded")
+}
+
+func TestAnAgentThatNeverGivesAVerdictIsRemindedThenEnds(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=none\necho work >> x.txt\n```\n"
+	f.addRun(nil)
+	f.begin(nil)
+	e := f.awaitReport(town.ReportEnded, 0)
+	if e.Outcome != town.OutcomeExited || e.Class != town.ClassWork || !strings.Contains(e.Reason, "after 3 turns") {
+		t.Errorf("ended: %+v", e)
+	}
+	f.awaitStory("reminded")
+}
+
+func TestAMissingAgentIsAnInfrastructureFailure(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.addRun(func(d *town.DesiredRun) { d.Preset = "ghost" })
+	ghost := commandPreset("ghost", "")
+	ghost.Command, ghost.InstallHint = "no-such-program-anywhere", "install the ghost"
+	f.begin(func(c *Config) { c.Presets = agent.Presets{"ghost": ghost} })
+	e := f.awaitReport(town.ReportEnded, 0)
+	if e.Outcome != town.OutcomeFailed || e.Class != town.ClassInfra || e.Subject != "agent/ghost" || !strings.Contains(e.Reason, "install the ghost") {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestAnAgentThatDiesAtOnceTellsItsStderr(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.addRun(func(d *town.DesiredRun) { d.Preset = "broken" })
+	f.begin(func(c *Config) {
+		c.Presets = agent.Presets{"broken": commandPreset("broken", "echo the licence expired >&2; exit 7")}
+	})
+	e := f.awaitReport(town.ReportEnded, 0)
+	if e.Outcome != town.OutcomeFailed || e.Class != town.ClassInfra || e.Subject != "agent/broken" || !strings.Contains(e.Reason, "the licence expired") {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestAnAgentThatCrashesInMidTurnIsChargedToTheWork(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=crash\necho half > half.txt\n```\n"
+	f.addRun(nil)
+	f.begin(nil)
+	e := f.awaitReport(town.ReportEnded, 0)
+	if e.Outcome != town.OutcomeFailed || e.Class != town.ClassWork || !strings.Contains(e.Reason, "agent exited") {
+		t.Errorf("ended: %+v", e)
+	}
+	cp := f.awaitReport(town.ReportCheckpoint, 0)
+	if got := f.must(f.dir, "show", cp.Commit+":half.txt"); got != "half" {
+		t.Errorf("the checkpoint holds %q", got)
+	}
+}
+
+func TestARunThatIsToldToStopSavesItsWorkFirst(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang\necho unsaved > unsaved.txt\n```\n"
+	f.addRun(nil)
+	f.begin(nil)
+	started := f.awaitReport(town.ReportStarted, 0)
+	f.awaitFile("unsaved.txt")
+	f.publish(func(d *town.Desired) {
+		d.Runs = append([]town.DesiredRun(nil), d.Runs...)
+		d.Runs[0].Stop = "cancelled by a person"
+	})
+	e := f.awaitReport(town.ReportEnded, 0)
+	if e.Outcome != town.OutcomeStopped || e.Reason != "cancelled by a person" {
+		t.Errorf("ended: %+v", e)
+	}
+	cp := f.awaitReport(town.ReportCheckpoint, 0)
+	if got := f.must(f.dir, "show", cp.Commit+":unsaved.txt"); got != "unsaved" {
+		t.Errorf("the checkpoint holds %q", got)
+	}
+	if cp.Ref != "refs/gastown/wip/app-aaaaa/1" {
+		t.Errorf("the checkpoint is on %s", cp.Ref)
+	}
+	if f.order(town.ReportEnded) < f.order(town.ReportCheckpoint) {
+		t.Error("the run's end was reported before its last checkpoint")
+	}
+	if alive(started.PID) {
+		t.Error("the agent still runs")
+	}
+}
+
+// order is the place of the last report of a kind.
+func (f *fakeTown) order(kind town.ReportKind) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := -1
+	for i, r := range f.reports {
+		if r.Kind == kind {
+			at = i
+		}
+	}
+	return at
+}
+
+func alive(pid int) bool {
+	p, err := os.FindProcess(pid)
+	return err == nil && p.Signal(signal0()) == nil
+}
+
+// awaitFile waits for a file of the worktree, by asking for checkpoints.
+func (f *fakeTown) awaitFile(name string) {
+	f.t.Helper()
+	f.awaitStory(`"status":"worktree_ready"`)
+	path := filepath.Join(f.disk, "work", "app", theBead, name)
+	f.await("file "+name, func() bool {
+		_, err := os.Stat(path)
+		if err != nil {
+			// Nothing announces a file of an agent: look again after the next call.
+			go f.change(func() {})
+		}
+		return err == nil
+	})
+}
+
+func TestARunThatVanishesFromTheDocumentIsStopped(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang\ntrue\n```\n"
+	f.addRun(nil)
+	f.begin(nil)
+	f.awaitReport(town.ReportStarted, 0)
+	f.publish(func(d *town.Desired) { d.Runs = nil })
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeStopped {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestDrainStopsEverythingAndIsWithdrawn(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang\necho x > x.txt\n```\n"
+	f.addRun(nil)
+	f.begin(nil)
+	f.awaitReport(town.ReportStarted, 0)
+	f.publish(func(d *town.Desired) { d.Drain = true })
+	f.awaitReport(town.ReportDrained, 0)
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeStopped {
+		t.Errorf("ended: %+v", e)
+	}
+	if f.order(town.ReportEnded) > f.order(town.ReportDrained) {
+		t.Error("drained was reported before the run had ended")
+	}
+	f.mu.Lock()
+	f.body = script("echo again > again.txt")
+	f.mu.Unlock()
+	f.publish(func(d *town.Desired) {
+		d.Drain = false
+		n := d.Runs[0]
+		n.ID, n.Epoch = "app-aaaaa.2", 2
+		d.Runs = []town.DesiredRun{n}
+	})
+	if e := f.awaitReport(town.ReportEnded, 1); e.Outcome != town.OutcomeDone || e.Epoch != 2 {
+		t.Errorf("ended: %+v", e)
+	}
+	f.publish(func(d *town.Desired) { d.Drain, d.Runs = true, nil })
+	f.awaitReport(town.ReportDrained, 1)
+}
+
+func TestAnEpochIsNeverRunTwice(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = script("echo once >> x.txt")
+	f.addRun(nil)
+	f.begin(nil)
+	f.awaitReport(town.ReportEnded, 0)
+	f.publish(func(d *town.Desired) { d.Heartbeat = 10 })
+	f.awaitReport(town.ReportHeartbeat, 1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	starts := 0
+	for _, r := range f.reports {
+		if r.Kind == town.ReportStarted {
+			starts++
+		}
+		if r.Kind == town.ReportHeartbeat && len(r.Runs) != 0 {
+			t.Errorf("an ended run lives on in the heartbeat: %+v", r)
+		}
+	}
+	if starts != 1 {
+		t.Errorf("started %d times", starts)
+	}
+}
+
+func TestResumeRestoresUntrackedFilesAndTheBranch(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang\necho two > a.txt; git commit -qam committed; echo three > a.txt; mkdir new; echo fresh > new/file; echo no > ignored; touch ready\n```\n"
+	f.addRun(nil)
+	r := f.begin(nil)
+	f.awaitFile("ready")
+	r.stop()
+	if err := r.wait(); err != nil {
+		t.Fatal(err)
+	}
+	cp := f.awaitReport(town.ReportCheckpoint, 0)
+	if err := os.RemoveAll(f.disk); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	f.body = "```sh end=none\ngit status --porcelain > ../status; git log -1 --format=%s > ../subject; cat a.txt new/file > ../content\n```\n"
+	f.mu.Unlock()
+	f.publish(func(d *town.Desired) {
+		n := d.Runs[0]
+		n.ID, n.Epoch, n.Resume, n.ResumeRef, n.TurnNudges = "app-aaaaa.2", 2, cp.Commit, cp.Ref, 0
+		d.Runs = []town.DesiredRun{n}
+	})
+	f.begin(nil)
+	f.awaitReport(town.ReportEnded, 1)
+	for file, want := range map[string]string{
+		"status": " M a.txt\n?? new/\n?? ready\n", "subject": "committed\n", "content": "three\nfresh\n",
+	} {
+		got, err := os.ReadFile(filepath.Join(f.disk, "work", "app", file))
+		if err != nil || string(got) != want {
+			t.Errorf("%s is %q (%v), want %q", file, got, err, want)
+		}
+	}
+}
+
+func TestAnOldGenerationKillsItsAgentsAndLeaves(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang\ntrue\n```\n"
+	f.addRun(nil)
+	r := f.begin(nil)
+	started := f.awaitReport(town.ReportStarted, 0)
+	f.change(func() { f.gone = true })
+	if err := r.wait(); err != nil {
+		t.Errorf("the runner ended with %v", err)
+	}
+	if alive(started.PID) {
+		t.Error("the agent still runs")
+	}
+}
+
+func TestAnOldGenerationAtHelloWritesNothing(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.change(func() { f.gone = true })
+	if err := f.begin(nil).wait(); err != nil {
+		t.Errorf("the runner ended with %v", err)
+	}
+	if entries, err := os.ReadDir(f.disk); err != nil || len(entries) != 0 {
+		t.Errorf("the disk has %v (%v)", entries, err)
+	}
+}
+
+func TestNudgesOfPeopleAreDeliveredAndAcknowledged(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=none\ntrue\n```\n```sh nudge=1\necho ok > ok.txt\n```\n"
+	f.addRun(func(d *town.DesiredRun) {
+		d.TurnNudges = 0
+		d.Nudges = []town.Nudge{{N: 1, Text: "look"}, {N: 2, Text: "look again", From: "ada"}}
+	})
+	f.begin(nil)
+	if n := f.awaitReport(town.ReportNudged, 0); n.Nudge != 2 {
+		t.Errorf("nudged: %+v", n)
+	}
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestATimeLimitEndsARun(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang\ntrue\n```\n"
+	f.addRun(func(d *town.DesiredRun) { d.TimeLimitMS = 300 })
+	f.begin(nil)
+	e := f.awaitReport(town.ReportEnded, 0)
+	if e.Outcome != town.OutcomeExited || e.Class != town.ClassWork || !strings.Contains(e.Reason, "time limit") {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestAnExpiredTokenIsExchangedOnce(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = script("echo hello > greeting.txt")
+	f.token = "token-2"
+	f.addRun(nil)
+	f.begin(nil)
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.exchanged != 1 {
+		t.Errorf("exchanged %d times", f.exchanged)
+	}
+}
+
+func TestADoneRefusedByTheServerReachesTheAgent(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh\ntrue\n```\n```sh nudge=1\necho now > now.txt\n```\n"
+	f.addRun(nil)
+	f.begin(nil)
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
+	}
+	f.awaitStory("the commit changes nothing")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.verdicts) != 2 || f.verdicts[0].CallID == f.verdicts[1].CallID {
+		t.Errorf("verdicts: %+v", f.verdicts)
+	}
+}
+
+func TestAVerdictWhoseAnswerWasLostIsRepeatedWithTheSameID(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = script("echo hello > greeting.txt")
+	lost := false
+	f.onVerdict = func(wire.VerdictRequest) error {
+		if !lost {
+			lost = true
+			return errs.New(errs.Unavailable, "the commit's outcome is unknown")
+		}
+		return nil
+	}
+	f.addRun(nil)
+	f.begin(nil)
+	f.awaitReport(town.ReportEnded, 0)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.verdicts) != 2 || f.verdicts[0].CallID != f.verdicts[1].CallID {
+		t.Errorf("verdicts: %+v", f.verdicts)
+	}
+}
+
+func TestNamesThatLeaveTheDiskAreRefused(t *testing.T) {
+	t.Parallel()
+	good := town.DesiredRun{ID: theRun, Bead: theBead, Epoch: 1, Rig: "app", Branch: branch, Start: strings.Repeat("a", 40)}
+	if err := checkRun(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, edit := range map[string]func(d *town.DesiredRun){
+		"bead above":      func(d *town.DesiredRun) { d.Bead = "../../etc" },
+		"bead as flag":    func(d *town.DesiredRun) { d.Bead = "-rf" },
+		"bead with slash": func(d *town.DesiredRun) { d.Bead = "a/b" },
+		"empty bead":      func(d *town.DesiredRun) { d.Bead = "" },
+		"rig above":       func(d *town.DesiredRun) { d.Rig = ".." },
+		"rig as flag":     func(d *town.DesiredRun) { d.Rig = "--bare" },
+		"run above":       func(d *town.DesiredRun) { d.ID = ".." },
+		"run as own":      func(d *town.DesiredRun) { d.ID = ownEndpoint },
+		"branch as flag":  func(d *town.DesiredRun) { d.Branch = "--force" },
+		"branch above":    func(d *town.DesiredRun) { d.Branch = "a/../../config" },
+		"start as flag":   func(d *town.DesiredRun) { d.Start = "--upload-pack=touch /tmp/x" },
+		"no start":        func(d *town.DesiredRun) { d.Start = "" },
+		"resume as ref":   func(d *town.DesiredRun) { d.Resume = "HEAD" },
+		"provider above":  func(d *town.DesiredRun) { d.Provider = "../token" },
+		"no epoch":        func(d *town.DesiredRun) { d.Epoch = 0 },
+	} {
+		d := good
+		edit(&d)
+		if err := checkRun(d); !errs.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	f := newTown(t)
+	f.addRun(func(d *town.DesiredRun) { d.Bead = "../../../escaped" })
+	f.begin(nil)
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeFailed || e.Class != town.ClassInfra {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestASecondRunnerOnTheDiskWaitsThenLeaves(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	first := f.begin(nil)
+	f.await("hello", func() bool { return f.stream != "" })
+	second := f.begin(func(c *Config) { c.Timing.LockWait = 100 * 1e6 })
+	if err := second.wait(); !errs.Is(err, errs.Conflict) {
+		t.Errorf("the second runner ended with %v", err)
+	}
+	third := f.begin(nil)
+	first.stop()
+	if err := first.wait(); err != nil {
+		t.Error(err)
+	}
+	f.await("second hello", func() bool {
+		n := 0
+		for _, c := range f.calls {
+			if c == "POST "+wire.PathHello {
+				n++
+			}
+		}
+		return n == 2
+	})
+	third.stop()
+	if err := third.wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWithoutContactTheWorkIsKeptOnDiskAndTheRunnerExits(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang\necho kept > kept.txt\n```\n"
+	f.addRun(nil)
+	r := f.begin(func(c *Config) { c.Timing.Contact = 700 * 1e6 })
+	f.awaitFile("kept.txt")
+	f.change(func() { f.down = true })
+	f.srv.CloseClientConnections()
+	if err := r.wait(); !errs.Is(err, errs.Unavailable) {
+		t.Errorf("the runner ended with %v", err)
+	}
+	got := f.must(filepath.Join(f.disk, "rigs", "app.git"), "show", "refs/gastown/wip/app-aaaaa/1:kept.txt")
+	if got != "kept" {
+		t.Errorf("the checkpoint on disk holds %q", got)
+	}
+}
