@@ -192,7 +192,8 @@ type Store interface {
 	// Head reads one town's head, as committed after the call began.
 	Head(ctx context.Context, id string) (Head, error)
 	// Load reads the head, then rows with Version > since, in one snapshot,
-	// ordered by kind and id. Tombstones are included only when since > 0.
+	// ordered by kind and id. Tombstones are included only when since > 0, which
+	// must be a version that this store gave out since it was opened.
 	Load(ctx context.Context, id string, since int64) (Head, []Row, error)
 	// Commit applies c if the town is at version c.Expect and returns the new
 	// version. Errors: ErrVersion, ErrReplay, ErrUnknown, Conflict for a taken

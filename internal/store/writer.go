@@ -65,11 +65,21 @@ func startWriter(dsn, path string, batch int) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	dropTombstones(l)
 	w := &writer{dsn: dsn, path: path, batch: batch, l: l, queue: make(chan *job, queueLength),
 		quit: make(chan struct{}), ended: make(chan struct{}), commit: commitLink}
 	w.ckpt = startCheckpointer(dsn)
 	go w.loop()
 	return w, nil
+}
+
+// dropTombstones forgets deletions. Only a copy in memory older than them could
+// ask for them, and no copy is older than this process. What is left over by the
+// limit goes next time.
+func dropTombstones(l *link) {
+	// A store that can't delete (a full disk) still opens; tombstones harm nobody.
+	_, _ = l.exec(context.Background(), `DELETE FROM town_rows WHERE (town, kind, id) IN
+ (SELECT town, kind, id FROM town_rows INDEXED BY town_rows_deleted WHERE body IS NULL LIMIT 20000)`)
 }
 
 func commitLink(l *link) error {

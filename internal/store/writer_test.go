@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -275,5 +277,61 @@ func TestLongLogIsResetByTheWriter(t *testing.T) {
 	}
 	if s.w.ckpt.long.Load() {
 		t.Fatal("the writer did not look")
+	}
+}
+
+func TestTombstonesLastAsLongAsTheProcess(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openTest(t, dir, Options{})
+	create(t, s, "t")
+	if _, err := s.Commit(t.Context(), simple("t", 1, "x")); err != nil {
+		t.Fatal(err)
+	}
+	gone := simple("t", 2, "")
+	gone.Rows[0].Body = nil
+	gone.Rows = append(gone.Rows, Row{Kind: "bead", ID: "other", Body: []byte("stays")})
+	if _, err := s.Commit(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	if _, rows, err := s.Load(t.Context(), "t", 2); err != nil || len(rows) != 2 {
+		t.Fatalf("got %v, %v", rows, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := openTest(t, dir, Options{})
+	if _, rows, err := again.Load(t.Context(), "t", 2); err != nil || len(rows) != 1 || rows[0].ID != "other" {
+		t.Fatalf("after reopening: %v, %v", rows, err)
+	}
+}
+
+func TestCheckFindsDamage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openTest(t, dir, Options{})
+	create(t, s, "t")
+	if err := s.Check(t.Context()); err != nil {
+		t.Fatalf("a sound file: %v", err)
+	}
+	if _, err := s.Commit(t.Context(), simple("t", 1, strings.Repeat("x", 100_000))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, fileName)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := len(data) / 2; i < len(data); i++ { // overwrites pages in use
+		data[i] = 0xff
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := openTest(t, dir, Options{}).Check(t.Context()); err == nil {
+		t.Fatal("no damage was found")
 	}
 }

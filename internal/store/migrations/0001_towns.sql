@@ -34,6 +34,7 @@ CREATE TABLE town_rows (
   PRIMARY KEY (town, kind, id)
 ) WITHOUT ROWID;
 CREATE INDEX town_rows_version ON town_rows (town, version);
+CREATE INDEX town_rows_deleted ON town_rows (town) WHERE body IS NULL;
 
 CREATE TABLE ledger (
   town TEXT NOT NULL,
