@@ -146,12 +146,15 @@ type Bead struct {
 	Reason        string `json:"reason,omitempty"`  // what the next attempt is told
 	Summary       string `json:"summary,omitempty"` // what the last attempt said of itself
 
-	Merge    *Merge      `json:"merge,omitempty"`
-	Proof    *Proof      `json:"proof,omitempty"`
-	LastCall *Call       `json:"last_call,omitempty"`
-	Runs     []RunRecord `json:"runs,omitempty"`     // newest last, at most maxRunRecords
-	Failures []Failure   `json:"failures,omitempty"` // newest last, at most maxFailures
-	Refs     bool        `json:"refs,omitempty"`     // the hub holds refs of it
+	Merge       *Merge      `json:"merge,omitempty"`
+	MergeN      int         `json:"merge_n,omitempty"`      // number of the latest candidate
+	ConflictTip string      `json:"conflict_tip,omitempty"` // the tip of the latest uncharged conflict
+	Restarted   bool        `json:"restarted,omitempty"`    // was restarted once for being stuck
+	Proof       *Proof      `json:"proof,omitempty"`
+	LastCall    *Call       `json:"last_call,omitempty"`
+	Runs        []RunRecord `json:"runs,omitempty"`     // newest last, at most maxRunRecords
+	Failures    []Failure   `json:"failures,omitempty"` // newest last, at most maxFailures
+	Refs        bool        `json:"refs,omitempty"`     // the hub holds refs of it
 }
 
 const (
@@ -159,12 +162,11 @@ const (
 	maxFailures   = 50
 )
 
-// Call remembers the answer to the latest verdict, so that a repeat of the same
-// call gets the same answer.
+// Call names the latest accepted verdict, so that a repeat of the same call is
+// accepted too.
 type Call struct {
 	Epoch int64  `json:"epoch"`
 	ID    string `json:"id"`
-	Error string `json:"error,omitempty"` // "" when it was accepted
 }
 
 // MergeState is where a candidate stands.
@@ -181,12 +183,13 @@ const (
 
 // Merge is the way of a bead's commit onto the target.
 type Merge struct {
-	N         int        `json:"n"` // candidate number, rises with each
+	N         int        `json:"n"` // candidate number, rises with each; 0 before the first
 	State     MergeState `json:"state"`
 	Since     Time       `json:"since"` // when the bead entered review: its place in the queue
 	Tip       string     `json:"tip,omitempty"`
 	Candidate string     `json:"candidate,omitempty"`
 	Deadline  Time       `json:"deadline,omitempty"` // of the gates
+	Lost      int        `json:"lost,omitempty"`     // leases lost in a row to others' pushes
 	Pushed    bool       `json:"pushed,omitempty"`   // mode branch: the branch is upstream
 	CheckedAt Time       `json:"checked_at,omitempty"`
 	Asked     bool       `json:"asked,omitempty"` // mode branch: check again at once

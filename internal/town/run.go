@@ -38,6 +38,7 @@ type Run struct {
 	CreatedAt  Time     `json:"created_at"`
 	SpawnedAt  Time     `json:"spawned_at,omitempty"`
 	LifeAt     Time     `json:"life_at,omitempty"`     // last sign of life
+	IdleMS     int64    `json:"idle_ms,omitempty"`     // silence of the agent as of the latest heartbeat
 	LeaseUntil Time     `json:"lease_until,omitempty"` // 0 while its sandbox is not awake
 	Extended   int      `json:"extended,omitempty"`    // leases prolonged because nobody listened
 	PID        int      `json:"pid,omitempty"`

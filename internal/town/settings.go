@@ -83,6 +83,7 @@ var table = []Setting{
 	{"merge.max_conflicts", "20", rigUp, "conflicts with newer commits after which a bead fails", kindInt, 1, 1000},
 	{"merge.mode", "direct", rigUp, "direct: push to the target; branch: push the branch and wait", kindMode, 0, 0},
 	{"model", "", everywhere, "model for agents that need one", kindString, 0, 0},
+	{"notify.command", "false", serverOnly, "the server runs a command for events that need a person", kindBool, 0, 0},
 	{"notify.url", "", townUp, "webhook for events that need a person", kindString, 0, 0},
 	{"polecats.per_rig", "4", rigUp, "runs at once on one rig", kindInt, 0, 1000},
 	{"polecats.per_town", "16", townUp, "runs at once in one town", kindInt, 0, 1000},

@@ -25,6 +25,7 @@ var (
 	slugRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$`)
 	prefixRE = regexp.MustCompile(`^[a-z][a-z0-9]{0,11}$`)
 	beadRE   = regexp.MustCompile(`^[a-z][a-z0-9]{0,11}-[a-z0-9]{5}$`)
+	commitRE = regexp.MustCompile(`^[0-9a-f]{40}([0-9a-f]{24})?$`)
 	labelRE  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}$`)
 )
 

@@ -1,0 +1,319 @@
+package town
+
+import (
+	"slices"
+	"strconv"
+	"time"
+)
+
+// maxSteps bounds a settling. Every rule moves something towards an end, so only
+// a bug can reach it.
+const maxSteps = 200_000
+
+// settle runs the rules to a fixpoint. Each rule looks at the state as the one
+// before left it, changes it through the transition functions, and reports
+// whether it changed anything.
+func (t *Town) settle(now Time) {
+	rules := []func(Time) bool{
+		t.ruleClock, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
+		t.ruleMerge, t.ruleDispatch, t.driveSandbox,
+	}
+	for step := 0; ; step++ {
+		moved := false
+		for _, rule := range rules {
+			t.keepGrace(now)
+			moved = rule(now) || moved
+		}
+		if !moved {
+			break
+		}
+		if step == maxSteps {
+			panic("town: the rules do not settle")
+		}
+	}
+	t.finished(now)
+	t.revise()
+}
+
+// ruleClock pulls deadlines that lie further ahead than they can be back: they
+// were written under a wrong clock.
+func (t *Town) ruleClock(now Time) bool {
+	moved := false
+	clamp := func(at *Time, longest time.Duration, k rowKind, id string) {
+		if *at > now.Add(longest+maxClock) {
+			*at = now.Add(longest)
+			t.mark(k, id)
+			moved = true
+		}
+	}
+	s := &t.info.Sandbox
+	lease := t.duration("lease", nil, nil)
+	clamp(&s.HelloBy, max(t.duration("sandbox.hello_timeout", nil, nil), listenAgain), kindTown, t.info.ID)
+	clamp(&s.DrainBy, t.duration("sandbox.drain_timeout", nil, nil), kindTown, t.info.ID)
+	clamp(&s.AdmitAt, admitAgain, kindTown, t.info.ID)
+	clamp(&s.LastSeen, 0, kindTown, t.info.ID)
+	clamp(&s.LastHold, 0, kindTown, t.info.ID)
+	clamp(&s.TokenAt, 0, kindTown, t.info.ID)
+	clamp(&t.info.AwakeFor, maxAwakeFor, kindTown, t.info.ID)
+	for id, r := range t.runs {
+		clamp(&r.LeaseUntil, max(lease, listenAgain), kindRun, id)
+		clamp(&r.StopAt, 0, kindRun, id)
+	}
+	for id, br := range t.breakers {
+		clamp(&br.Until, t.duration("infra.backoff_max", nil, nil)*5/4, kindBreaker, id)
+	}
+	for key, c := range t.claims {
+		clamp(&c.Until, maxClaim, kindClaim, key)
+	}
+	for id, n := range t.notices {
+		clamp(&n.Next, t.duration("infra.backoff_max", nil, nil)*5/4, kindNotice, strconv.FormatInt(id, 10))
+	}
+	return moved
+}
+
+// ruleBackoffOver lets beads whose pause is over become ready. The queue is by
+// time, so the first that still waits ends the look.
+func (t *Town) ruleBackoffOver(now Time) bool {
+	moved := false
+	for len(t.ix.delayed) > 0 {
+		b := t.beads[t.ix.delayed[0].id]
+		if b.NotBefore > now && b.NotBefore <= now.Add(day+maxClock) {
+			break
+		}
+		t.edit(b, now, func() { b.NotBefore = 0 })
+		moved = true
+	}
+	return moved
+}
+
+// ruleLeases ends runs whose lease is over although their sandbox talks, and
+// runs that were asked to end and did not.
+func (t *Town) ruleLeases(now Time) bool {
+	moved := false
+	talks := (t.info.Sandbox.State == SandboxAwake || t.info.Sandbox.State == SandboxDraining) && !t.silent(now)
+	for _, r := range t.sortedRuns() {
+		switch {
+		case r.State == RunDraining && now >= r.StopAt.Add(stopPatience):
+			if r.Stop != "" {
+				t.endStopped(r, now)
+			} else {
+				t.endRun(r, now, OutcomeStopped, "", "it did not end in time")
+			}
+			moved = true
+		case talks && r.LeaseUntil != 0 && now >= r.LeaseUntil:
+			t.endRun(r, now, OutcomeLost, ClassInfra, "its sandbox no longer speaks of it")
+			moved = true
+		}
+	}
+	return moved
+}
+
+// ruleStuck is the ladder for agents without a sign of life: nudge, restart
+// from the checkpoint once, stop. What counts is the silence that the runner
+// itself measured, so nobody is blamed while nobody listened.
+func (t *Town) ruleStuck(now Time) bool {
+	moved := false
+	for _, r := range t.sortedRuns() {
+		b, rig := t.beads[r.Bead], t.rigs[r.Rig]
+		if r.State == RunDraining || r.Generation == 0 || b == nil {
+			continue
+		}
+		idle := time.Duration(r.IdleMS) * time.Millisecond
+		switch {
+		case now >= t.runLimit(r):
+			t.stopRun(r, now, stopLimit)
+		case idle >= t.duration("stuck.restart_after", b, rig):
+			if b.Restarted {
+				t.stopRun(r, now, stopStuckAgain)
+				t.notify(now, "bead.stuck", b.ID, b.Title+": "+stopStuckAgain)
+				break
+			}
+			t.edit(b, now, func() { b.Restarted = true })
+			t.stopRun(r, now, stopStuck)
+		case idle >= t.duration("stuck.nudge_after", b, rig) && r.Stuck == 0:
+			r.Stuck = 1
+			t.nudge(r, now, "town", "There was no sign of life from you for "+idle.Round(time.Second).String()+". Go on, or call done, no_change or escalate.")
+		default:
+			continue
+		}
+		moved = true
+	}
+	return moved
+}
+
+// runLimit is when a run has used up its time.
+func (t *Town) runLimit(r *Run) Time {
+	since := r.SpawnedAt
+	if since == 0 {
+		since = max(r.CreatedAt, t.info.Sandbox.HelloAt)
+	}
+	return since.Add(t.duration("run.time_limit", t.beads[r.Bead], t.rigs[r.Rig]))
+}
+
+// ruleGatesOverdue gives a candidate whose gates never reported another try.
+func (t *Town) ruleGatesOverdue(now Time) bool {
+	if t.info.Sandbox.State != SandboxAwake || t.silent(now) {
+		return false
+	}
+	moved := false
+	for _, id := range t.gating() {
+		if b := t.beads[id]; now >= b.Merge.Deadline {
+			t.failed(now, "gates/"+b.Rig, "the gates on candidate "+short(b.Merge.Candidate)+" did not report in time")
+			t.requeue(b, now)
+			moved = true
+		}
+	}
+	return moved
+}
+
+// ruleMerge gives each rig's merge slot to the next bead in its queue.
+func (t *Town) ruleMerge(now Time) bool {
+	moved := false
+	for _, r := range t.sortedRigs() {
+		moved = t.takeTurn(r, now) || moved
+	}
+	return moved
+}
+
+func (t *Town) sortedRigs() []*Rig {
+	out := make([]*Rig, 0, len(t.rigs))
+	for _, r := range t.rigs {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b *Rig) int {
+		if a.Name < b.Name {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// ruleDispatch gives the most urgent ready bead of all rigs to an agent, one at
+// a time.
+func (t *Town) ruleDispatch(now Time) bool {
+	var best *Bead
+	var bestKey ticket
+	for _, r := range t.sortedRigs() {
+		if wait := t.rigWaits(r, now); wait.Kind != "" {
+			continue
+		}
+		b, k := t.firstReady(r, now)
+		if b != nil && (best == nil || k.compare(bestKey) < 0) {
+			best, bestKey = b, k
+		}
+	}
+	if best == nil {
+		return false
+	}
+	t.startRun(best, t.rigs[best.Rig], now)
+	return true
+}
+
+// firstReady is the most urgent bead of a rig that could start now.
+func (t *Town) firstReady(r *Rig, now Time) (*Bead, ticket) {
+	q := t.ix.ready[r.Name]
+	if q == nil {
+		return nil, ticket{}
+	}
+	usual := t.text("agent", nil, r)
+	usualBroken := t.broken("agent/"+usual, now)
+	for _, k := range *q {
+		b := t.beads[k.id]
+		if b.Settings == nil && usualBroken {
+			continue
+		}
+		if t.beadWaits(b, r, now).Kind == "" {
+			return b, k
+		}
+		if b.suspect() {
+			break // it waits to run alone: nobody may overtake it for ever
+		}
+	}
+	return nil, ticket{}
+}
+
+// finished tells people when a town has done all its work.
+func (t *Town) finished(now Time) {
+	if t.info.Busy && t.ix.open == 0 && len(t.runs) == 0 {
+		t.info.Busy = false
+		t.mark(kindTown, t.info.ID)
+		t.log(now, "town.finished", t.info.Name, "", "all beads are ended")
+		t.notify(now, "town.finished", t.info.Name, "all beads of town "+t.info.Name+" are ended")
+	}
+}
+
+// notify records that people should be told, where the server has a way to.
+func (t *Town) notify(now Time, kind, subject, text string) {
+	if t.text("notify.url", nil, nil) == "" && t.text("notify.command", nil, nil) != "true" {
+		return
+	}
+	t.info.NoticeSeq++
+	n := &Notice{ID: t.info.NoticeSeq, Kind: kind, Subject: subject, Text: text, At: now}
+	t.notices[n.ID] = n
+	t.mark(kindNotice, strconv.FormatInt(n.ID, 10))
+	t.mark(kindTown, t.info.ID)
+}
+
+// broken reports whether the breaker of a subject is open.
+func (t *Town) broken(subject string, now Time) bool {
+	br := t.breakers[subject]
+	return br != nil && br.Until > now
+}
+
+// failed counts a failure of infrastructure: the pause doubles from
+// infra.backoff_min to infra.backoff_max, with up to a quarter of jitter that is
+// a function of town, subject and count.
+func (t *Town) failed(now Time, subject, why string) {
+	br := t.breakers[subject]
+	if br == nil {
+		br = &Breaker{Subject: subject, Since: now}
+		t.breakers[subject] = br
+	}
+	br.Fails++
+	br.Last = plain(why, 2000)
+	br.Until = now.Add(t.backoff(br.Fails, subject))
+	t.mark(kindBreaker, subject)
+	t.log(now, "breaker.open", subject, "", br.Last, "fails", strconv.Itoa(br.Fails), "until", br.Until.String())
+	if br.Fails == noticeFails {
+		t.notify(now, "breaker.open", subject, "failed "+strconv.Itoa(br.Fails)+" times in a row: "+clip(br.Last, 500))
+	}
+}
+
+// noticeFails is after how many failures in a row people are told.
+const noticeFails = 5
+
+func (t *Town) backoff(n int, subject string) time.Duration {
+	longest := t.duration("infra.backoff_max", nil, nil)
+	d := t.duration("infra.backoff_min", nil, nil)
+	for i := 1; i < n && d < longest; i++ {
+		d *= 2
+	}
+	d = min(d, longest)
+	return d + time.Duration(hash(t.info.ID, subject, strconv.Itoa(n))%1000)*d/4000
+}
+
+// hash is FNV-1a, for jitter and fingerprints.
+func hash(parts ...string) uint64 {
+	h := uint64(14695981039346656037)
+	for _, p := range parts {
+		for i := range len(p) {
+			h = (h ^ uint64(p[i])) * 1099511628211
+		}
+		h = (h ^ 0xff) * 1099511628211
+	}
+	return h
+}
+
+// proved resets the breaker of a subject that just worked.
+func (t *Town) proved(now Time, subject string) {
+	if br := t.breakers[subject]; br != nil {
+		delete(t.breakers, subject)
+		t.mark(kindBreaker, subject)
+		t.log(now, "breaker.closed", subject, "", "it works again after "+strconv.Itoa(br.Fails)+" failures")
+	}
+	if subject == "sandbox" && t.info.Sandbox.Wedges != 0 {
+		t.info.Sandbox.Wedges, t.info.Sandbox.FreshDisk = 0, false
+		t.mark(kindTown, t.info.ID)
+	}
+}

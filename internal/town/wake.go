@@ -1,0 +1,117 @@
+package town
+
+import "time"
+
+// Columns are what the store knows of a town without reading its rows.
+type Columns struct {
+	DueAt      Time // the next deadline, 0 when there is none
+	DesiredRev int64
+	Sandbox    SandboxState
+	Generation int64
+	Wanted     bool
+	Open       int64 // beads that are not terminal
+	Mode       Mode
+}
+
+// Columns returns the town's columns as of now.
+func (t *Town) Columns(at time.Time) Columns {
+	c := Columns{DesiredRev: t.info.DesiredRev, Sandbox: t.info.Sandbox.State, Generation: t.info.Sandbox.Generation,
+		Wanted: t.wanted(At(at)) && !t.broken("sandbox", At(at)), Open: int64(t.ix.open), Mode: t.info.Mode}
+	if w, ok := t.NextWake(at); ok {
+		c.DueAt = At(w)
+	}
+	return c
+}
+
+// NextWake returns the exact earliest moment, after now, at which time alone
+// changes something: a deadline, or an effect that is to be performed again.
+// Effects that can be performed now are not its matter (see Effects).
+func (t *Town) NextWake(at time.Time) (time.Time, bool) {
+	now := At(at)
+	var next Time
+	see := func(d Time) {
+		if d == 0 {
+			return
+		}
+		d = max(d, now+1)
+		if next == 0 || d < next {
+			next = d
+		}
+	}
+	future := func(d Time) {
+		if d > now {
+			see(d)
+		}
+	}
+	t.sandboxWake(now, see)
+	for _, r := range t.runs {
+		if r.State == RunDraining {
+			see(r.StopAt.Add(stopPatience))
+			continue
+		}
+		if r.Generation != 0 && t.talking() {
+			see(r.LeaseUntil)
+			see(t.runLimit(r))
+		}
+	}
+	if len(t.ix.delayed) > 0 {
+		see(t.ix.delayed[0].at)
+	}
+	for _, br := range t.breakers {
+		future(br.Until)
+	}
+	for _, c := range t.claims {
+		future(c.Until)
+	}
+	for _, n := range t.notices {
+		if !n.Dead {
+			future(n.Next)
+		}
+	}
+	for id := range t.ix.waiting {
+		b := t.beads[id]
+		if b.Merge.Pushed {
+			see(b.Merge.CheckedAt.Add(t.duration("branch.poll_interval", nil, t.rigs[b.Rig])))
+		}
+	}
+	return next.Time(), next != 0
+}
+
+// talking reports whether the runner's words are expected.
+func (t *Town) talking() bool {
+	s := t.info.Sandbox.State
+	return s == SandboxAwake || s == SandboxDraining
+}
+
+func (t *Town) sandboxWake(now Time, see func(Time)) {
+	s := &t.info.Sandbox
+	switch s.State {
+	case SandboxQueued:
+		see(s.AdmitAt)
+	case SandboxStarting:
+		see(s.HelloBy)
+	case SandboxDraining:
+		see(s.DrainBy)
+		t.silenceWake(now, see)
+	case SandboxAwake:
+		see(t.graceEnd())
+		see(s.TokenAt.Add(t.duration("token.refresh_interval", nil, nil)))
+		t.silenceWake(now, see)
+		for _, id := range t.gating() {
+			see(t.beads[id].Merge.Deadline)
+		}
+	case SandboxAsleep, SandboxStopping, SandboxWedged:
+	}
+	if t.info.AwakeFor > now {
+		see(t.info.AwakeFor)
+	}
+}
+
+func (t *Town) silenceWake(now Time, see func(Time)) {
+	s := &t.info.Sandbox
+	if !t.silent(now) {
+		see(s.LastSeen.Add(t.duration("lease", nil, nil)))
+		return
+	}
+	see(s.Inspected.Add(inspectAgain))
+}
