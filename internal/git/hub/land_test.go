@@ -384,3 +384,19 @@ func TestProbeFindsTheDefaultBranch(t *testing.T) {
 		t.Errorf("%+v, %v", b, err)
 	}
 }
+
+func TestAnEmptyWorkingCopyGetsItsFirstCommitToo(t *testing.T) {
+	t.Parallel()
+	w := emptyWorld(t)
+	r := Remote{URL: w.clone, Target: "main"}
+	_, err := w.Add(t.Context(), rig, r, AddOptions{InitEmpty: true})
+	wantKind(t, err, errs.Conflict, "--update-worktree")
+	r.UpdateWorktree = true
+	tip, err := w.Add(t.Context(), rig, r, AddOptions{InitEmpty: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sh(t, w.clone, "rev-parse", "HEAD"); got != tip {
+		t.Errorf("the working copy is at %s, not %s", got, tip)
+	}
+}
