@@ -296,7 +296,7 @@ func (a *alarm) ended() {
 func (h *Hall) tick(id string, due int64) {
 	h.metrics.Ticks.Add(1)
 	// A failure is recorded with the town, or its claim runs out and it is tried again.
-	if err := h.submit(h.background, id, &request{in: town.Tick{}, due: due}); err != nil {
+	if err := h.submit(h.background, id, &request{in: town.Tick{}, due: due, own: true}); err != nil {
 		h.cfg.Log.Debug("a tick failed", "town", id, "err", err)
 	}
 }

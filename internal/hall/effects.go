@@ -74,6 +74,9 @@ func (h *Hall) performOne(e *entry, ref TownRef, eff town.Effect) {
 		return err
 	})
 	cancel()
+	if err != nil {
+		result = nil
+	}
 	h.metrics.effect(name, err != nil, h.now().Sub(begin))
 	if err != nil {
 		h.cfg.Log.Warn("an effect failed", "town", ref.Name, "action", name, "key", eff.Key, "err", err)
@@ -90,7 +93,7 @@ func (h *Hall) performOne(e *entry, ref TownRef, eff town.Effect) {
 // its claim gone. A delivery that never succeeds costs only a repeat of the
 // effect, after its claim ran out.
 func (h *Hall) feed(id string, done town.EffectDone, slot bool, try int) {
-	err := h.submit(h.background, id, &request{in: done, slot: slot})
+	err := h.submit(h.background, id, &request{in: done, slot: slot, own: true})
 	switch k := errs.KindOf(err); {
 	case err == nil, k == errs.Gone, k == errs.NotFound, k == errs.Conflict, k == errs.Invalid:
 		return
@@ -161,24 +164,28 @@ func (h *Hall) forget(ctx context.Context, e *entry) {
 }
 
 // loadFailed marks a town whose rows can't be read.
-func (h *Hall) loadFailed(ctx context.Context, c *copyOf, err error) {
+func (h *Hall) loadFailed(ctx context.Context, c *copyOf, err error, alarmed bool) {
 	if _, broken := err.(*brokenError); !broken {
 		return
 	}
 	h.cfg.Log.Error("a town could not be loaded", "town", c.head.ID, "err", err)
-	h.markFailing(ctx, c.head, err)
+	h.markFailing(ctx, c.head, err, alarmed)
 }
 
 // markFailing records that a town's loop failed and when it is tried again: 2 s
-// later, then doubling to 15 min. The next success clears it.
-func (h *Hall) markFailing(ctx context.Context, head store.Head, cause error) {
+// later, then doubling to 15 min. The next success clears it. Only failures of an
+// alarm lengthen the pause: a page that is looked at often does not.
+func (h *Hall) markFailing(ctx context.Context, head store.Head, cause error, alarmed bool) {
+	now := h.now()
+	if head.Failing != "" && !alarmed && head.DueAt > int64(town.At(now)) {
+		return
+	}
 	h.metrics.Failures.Add(1)
 	n := failures(head.Failing) + 1
 	wait := maxBackoff
 	if n < 12 {
 		wait = min(maxBackoff, minBackoff<<(n-1))
 	}
-	now := h.now()
 	cols := head.Columns
 	cols.Failing = fmt.Sprintf("failed %d times: %s", n, errText(cause))
 	cols.DueAt = int64(town.At(now.Add(wait)))
@@ -235,8 +242,7 @@ func (h *Hall) Stop(ctx context.Context) {
 	h.idle = nil
 }
 
-// look times
-
+// nextLook is when a town in memory is looked at again.
 func (h *Hall) nextLook(t *town.Town, now time.Time) time.Time {
 	at := now.Add(h.active(t))
 	if wake, ok := t.NextWake(now); ok && wake.Before(at) {

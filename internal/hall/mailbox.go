@@ -20,6 +20,8 @@ type request struct {
 	due     int64                          // the alarm's claim moved the deadline to this; 0: no alarm
 	slot    bool                           // the town may hold a slot that nobody knows of
 
+	own bool // the hall's: not counted against the queue's length
+
 	begun atomic.Int32 // 0 waiting, 1 begun by the worker, 2 given up by the caller
 
 	settled bool // answered; for the worker
@@ -92,7 +94,7 @@ func (h *Hall) enqueue(townID string, r *request) (e *entry, worker bool, err er
 		e = &entry{id: townID}
 		h.entries[townID] = e
 	}
-	if len(e.queue) >= h.cfg.QueueLen {
+	if len(e.queue) >= h.cfg.QueueLen && !r.own {
 		h.metrics.Full.Add(1)
 		full := errs.New(errs.Overloaded, "too many requests wait for this town").WithHint("try again in a second")
 		full.RetryAfter = time.Second

@@ -26,29 +26,30 @@ type sweep struct {
 
 // maybeSweep starts a sweep when its time has come.
 func (a *alarm) maybeSweep(now time.Time) {
-	h := a.h
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.sweep.running || now.Before(a.sweepAt) {
+	old := a.sweep.since
+	wait := a.sweep.running || now.Before(a.sweepAt)
+	if !wait {
+		a.sweep.running, a.sweepAt = true, now.Add(a.h.cfg.SweepEach)
+	}
+	a.mu.Unlock()
+	if wait {
 		return
 	}
-	a.sweepAt = now.Add(h.cfg.SweepEach)
-	if a.sweep.since == nil {
-		a.sweep.since = map[string]time.Time{}
-	}
-	a.sweep.running = true
-	old := a.sweep.since
-	look := func() {
-		seen := h.sweepOnce(now, old)
+	begun := a.h.spawn(func() {
+		seen := a.h.sweepOnce(now, old)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.sweep.running = false
-		a.sweep.since = seen
+		a.sweep.running, a.sweep.since = false, seen
 		if again := now.Add(secondLook + time.Second); len(seen) > 0 && again.Before(a.sweepAt) {
 			a.sweepAt = again
 		}
+	})
+	if !begun {
+		a.mu.Lock()
+		a.sweep.running = false
+		a.mu.Unlock()
 	}
-	a.sweep.running = h.spawn(look)
 }
 
 // sweepOnce looks for sandboxes, repositories and slots without a town, ends
@@ -158,7 +159,7 @@ func (h *Hall) sweepSlots(ctx context.Context, suspect func(string, time.Duratio
 			return err
 		}
 		if err == nil && head.Sandbox == store.Asleep && suspect("slot "+s.Town, secondLook) {
-			if err := h.submit(ctx, s.Town, &request{slot: true}); err != nil {
+			if err := h.submit(ctx, s.Town, &request{slot: true, own: true}); err != nil {
 				return err
 			}
 		}

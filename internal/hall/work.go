@@ -46,6 +46,11 @@ func (h *Hall) handle(ctx context.Context, e *entry, batch []*request) {
 	}
 }
 
+// alarmed reports whether a batch came from the alarm.
+func alarmed(batch []*request) bool {
+	return slices.ContainsFunc(batch, func(r *request) bool { return r.due != 0 })
+}
+
 // turn is one attempt at a batch.
 type turn struct {
 	h       *Hall
@@ -54,6 +59,7 @@ type turn struct {
 	c       *copyOf
 	now     time.Time
 	fresh   bool // the copy's version was read after every request of the batch arrived
+	ticks   bool // nothing but ticks is asked
 	ask     []*request
 	refused map[*request]error
 	claims  []town.Effect
@@ -64,7 +70,7 @@ func (h *Hall) attempt(ctx context.Context, e *entry, batch []*request) verdict 
 	if e.copy == nil {
 		c, err := h.load(ctx, e.id)
 		if err != nil {
-			h.loadFailed(ctx, c, err)
+			h.loadFailed(ctx, c, err, alarmed(batch))
 			for _, r := range batch {
 				r.answer(plain(err))
 			}
@@ -161,12 +167,14 @@ func (tn *turn) change() verdict {
 		return tn.spoilt(err)
 	}
 	if !dirty {
-		v, err := tn.refresh()
-		if err != nil || v != answered {
-			return tn.failOr(v, err, tn.ask)
+		if !tn.ticks {
+			if v, err := tn.refresh(); err != nil || v != answered {
+				return tn.failOr(v, err, tn.ask)
+			}
 		}
 		h.listened(tn.c)
 		tn.answerAll()
+		tn.maybeForget()
 		return answered
 	}
 	version, err := tn.commit(com)
@@ -190,8 +198,13 @@ func (tn *turn) done(com store.Commit) {
 		h.spawn(h.pokeWaiting)
 	}
 	h.perform(tn.e, tn.c.ref(), tn.claims)
+	tn.maybeForget()
+}
+
+// maybeForget ends a town of which only the rows are left.
+func (tn *turn) maybeForget() {
 	if tn.c.t.Info().Removed {
-		h.forget(tn.ctx, tn.e)
+		tn.h.forget(tn.ctx, tn.e)
 	}
 }
 
@@ -206,17 +219,18 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 	}
 	at := int64(town.At(tn.now))
 	var idem []store.Idem
-	ticksOnly, slotAsked := true, false
+	tn.ticks = true
+	slotAsked := false
 	for _, r := range tn.ask {
 		if r.due != 0 {
 			c.head.DueAt = r.due
 		}
 		slotAsked = slotAsked || r.slot
+		if _, tick := r.in.(town.Tick); !tick {
+			tn.ticks = false
+		}
 		if r.in == nil {
 			continue
-		}
-		if _, tick := r.in.(town.Tick); !tick {
-			ticksOnly = false
 		}
 		if err := c.t.Handle(tn.now, r.in); err != nil {
 			tn.refused[r] = err
@@ -240,8 +254,8 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 		com.Slot = store.SlotRelease
 	}
 	dirty = len(rows)+len(entries)+len(idem) > 0 || com.Slot != store.SlotKeep || com.Columns != c.head.Columns
-	if dirty && ticksOnly && c.running() && onlyDue(com, c.head.Columns) {
-		dirty = false // looked at in memory until then; c.head says what is stored
+	if dirty && tn.ticks && onlyDue(com, c.head.Columns) && (c.running() || h.busy(tn.e)) {
+		dirty = false // it is looked at in memory until then; c.head says what is stored
 	}
 	return dirty, com, nil
 }
@@ -253,6 +267,13 @@ func onlyDue(com store.Commit, was store.Columns) bool {
 	}
 	was.DueAt = com.Columns.DueAt
 	return was == com.Columns
+}
+
+// busy reports effects under way.
+func (h *Hall) busy(e *entry) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return e.effects > 0
 }
 
 func (tn *turn) commit(com store.Commit) (int64, error) {
@@ -279,7 +300,7 @@ func (tn *turn) spoilt(err error) verdict {
 		return apart
 	}
 	tn.h.cfg.Log.Error("the rules of a town broke", "town", tn.e.id, "input", inputName(tn.ask[0].in), "err", err)
-	tn.h.markFailing(tn.ctx, tn.c.head, err)
+	tn.h.markFailing(tn.ctx, tn.c.head, err, alarmed(tn.ask))
 	tn.ask[0].answer(plain(&brokenError{err}))
 	return answered
 }
@@ -296,6 +317,8 @@ func (tn *turn) notCommitted(com store.Commit, err error) verdict {
 	case errors.Is(err, store.ErrUnknown):
 		h.metrics.Unknown.Add(1)
 		return tn.unknown(com, err)
+	case errs.Is(err, errs.Unavailable), errs.Is(err, errs.NotFound):
+		return tn.failOr(answered, err, tn.ask)
 	case len(tn.ask) > 1:
 		return apart
 	case errors.Is(err, store.ErrReplay) && tn.ask[0].idem != nil:
@@ -308,9 +331,9 @@ func (tn *turn) notCommitted(com store.Commit, err error) verdict {
 		r.answer(rerr)
 		return answered
 	}
-	if k := errs.KindOf(err); k != errs.Unavailable && k != errs.Conflict && k != errs.NotFound {
+	if !errs.Is(err, errs.Conflict) {
 		h.cfg.Log.Error("a town could not be committed", "town", tn.e.id, "err", err)
-		h.markFailing(tn.ctx, tn.c.head, err)
+		h.markFailing(tn.ctx, tn.c.head, err, alarmed(tn.ask))
 	}
 	tn.ask[0].answer(err)
 	return answered
