@@ -218,6 +218,11 @@ func errCheckedOut(tree string, r Remote) error {
 func (h *Hub) checkedOut(ctx context.Context, path, branch string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
+	if st, err := os.Stat(path); err != nil {
+		path += ".git" // git looks there, too
+	} else if !st.IsDir() {
+		return "", errs.New(errs.Invalid, "%s is a file, not a repository that can be pushed to", path)
+	}
 	list, err := h.git.Run(ctx, path, "worktree", "list", "--porcelain", "-z")
 	if err != nil {
 		return "", errs.Wrap(errs.Invalid, err, "looking at the repository %s", path)

@@ -199,6 +199,15 @@ func TestAddRefusesWhatCannotWorkAndLeavesNothing(t *testing.T) {
 		wantKind(t, err, errs.NotFound, `"main"`, "b0, b1, b2, b3, b4, …")
 		w.nothingLeft(t)
 	})
+	t.Run("a bundle", func(t *testing.T) {
+		w := emptyWorld(t)
+		commit(t, w.clone, "a", "1")
+		file := filepath.Join(t.TempDir(), "x.bundle")
+		sh(t, w.clone, "bundle", "create", "-q", file, "main")
+		_, err := w.Add(ctx, rig, Remote{URL: file, Target: "main"}, AddOptions{})
+		wantKind(t, err, errs.Invalid, "is a file")
+		w.nothingLeft(t)
+	})
 	t.Run("LFS", func(t *testing.T) {
 		w := emptyWorld(t)
 		commit(t, w.clone, "deep/er/.gitattributes", "# comment\n*.bin filter=lfs diff=lfs merge=lfs -text\n")
@@ -256,6 +265,16 @@ func TestAnEmptyRepositoryGetsAFirstCommitWhenAsked(t *testing.T) {
 	}
 	if got, err := w.Fetch(t.Context(), rig, w.remote); err != nil || got != tip {
 		t.Errorf("Fetch: %s, %v", got, err)
+	}
+}
+
+func TestAddFindsARepositoryWithoutItsSuffix(t *testing.T) {
+	t.Parallel()
+	w := emptyWorld(t)
+	commit(t, w.clone, "a", "1")
+	sh(t, w.clone, "push", "-q", "origin", "main")
+	if _, err := w.Add(t.Context(), rig, Remote{URL: strings.TrimSuffix(w.upstream, ".git"), Target: "main"}, AddOptions{}); err != nil {
+		t.Error(err)
 	}
 }
 
