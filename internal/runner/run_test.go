@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"gastown/internal/agent"
 	"gastown/internal/errs"
@@ -160,19 +161,25 @@ func alive(pid int) bool {
 	return err == nil && p.Signal(signal0()) == nil
 }
 
-// awaitFile waits for a file of the worktree, by asking for checkpoints.
+// awaitFile waits for a file of the worktree. Nothing announces a file of an
+// agent, so it is looked for again and again.
 func (f *fakeTown) awaitFile(name string) {
 	f.t.Helper()
-	f.awaitStory(`"status":"worktree_ready"`)
 	path := filepath.Join(f.disk, "work", "app", theBead, name)
-	f.await("file "+name, func() bool {
-		_, err := os.Stat(path)
-		if err != nil {
-			// Nothing announces a file of an agent: look again after the next call.
-			go f.change(func() {})
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return
 		}
-		return err == nil
-	})
+		select {
+		case <-again.C:
+		case <-end.C:
+			f.t.Fatalf("the agent never made %s", name)
+		}
+	}
 }
 
 func TestARunThatVanishesFromTheDocumentIsStopped(t *testing.T) {
@@ -434,7 +441,7 @@ func TestASecondRunnerOnTheDiskWaitsThenLeaves(t *testing.T) {
 	f := newTown(t)
 	first := f.begin(nil)
 	f.await("hello", func() bool { return f.stream != "" })
-	second := f.begin(func(c *Config) { c.Timing.LockWait = 100 * 1e6 })
+	second := f.begin(func(c *Config) { c.Timing.LockWait = 100 * time.Millisecond })
 	if err := second.wait(); !errs.Is(err, errs.Conflict) {
 		t.Errorf("the second runner ended with %v", err)
 	}
@@ -463,7 +470,7 @@ func TestWithoutContactTheWorkIsKeptOnDiskAndTheRunnerExits(t *testing.T) {
 	f := newTown(t)
 	f.body = "```sh end=hang\necho kept > kept.txt\n```\n"
 	f.addRun(nil)
-	r := f.begin(func(c *Config) { c.Timing.Contact = 700 * 1e6 })
+	r := f.begin(func(c *Config) { c.Timing.Contact = 700 * time.Millisecond })
 	f.awaitFile("kept.txt")
 	f.change(func() { f.down = true })
 	f.srv.CloseClientConnections()
