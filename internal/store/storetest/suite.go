@@ -30,7 +30,8 @@ type conformanceTest struct {
 }
 
 func suite() []conformanceTest {
-	return slices.Concat(townTests(), commitTests(), alarmTests(), slotTests(), ledgerTests(), idemTests(), transcriptTests())
+	return slices.Concat(townTests(), listTests(), serverTests(), commitTests(), invalidTests(), concurrencyTests(), loadTests(),
+		indexTests(), alarmTests(), idleTests(), slotTests(), fairnessTests(), ledgerTests(), idemTests(), transcriptTests())
 }
 
 // kit is a test with its store and short ways to say common things.
@@ -173,6 +174,11 @@ func townTests() []conformanceTest {
 			_, err = k.CommitKnown(k.ctx, "no", "c")
 			k.kind(err, errs.NotFound)
 		}},
+	}
+}
+
+func listTests() []conformanceTest {
+	return []conformanceTest{
 		{"heads are listed by name, page by page", func(k *kit) {
 			for _, id := range []string{"c", "a", "d", "b"} {
 				k.create(id)
@@ -223,6 +229,11 @@ func townTests() []conformanceTest {
 			k.ok(err)
 			k.same("slots", len(slots), 1)
 		}},
+	}
+}
+
+func serverTests() []conformanceTest {
+	return []conformanceTest{
 		{"server facts are kept and replaced", func(k *kit) {
 			_, found, err := k.Meta(k.ctx, "key")
 			k.ok(err)

@@ -9,18 +9,21 @@ import (
 	"gastown/internal/store"
 )
 
+// due creates a town with a deadline.
+func (k *kit) due(id string, at int64) {
+	k.Helper()
+	c := healthy()
+	c.DueAt = at
+	k.createWith(id, c)
+}
+
 func alarmTests() []conformanceTest {
-	due := func(k *kit, id string, at int64) {
-		c := healthy()
-		c.DueAt = at
-		k.createWith(id, c)
-	}
 	return []conformanceTest{
 		{"due towns are claimed oldest first, each once, never early, and keep their version", func(k *kit) {
-			due(k, "late", 300)
-			due(k, "early", 100)
-			due(k, "middle", 200)
-			due(k, "future", 301)
+			k.due("late", 300)
+			k.due("early", 100)
+			k.due("middle", 200)
+			k.due("future", 301)
 			k.create("never")
 			got, err := k.ClaimDue(k.ctx, 99, 1000, 10)
 			k.ok(err)
@@ -48,7 +51,7 @@ func alarmTests() []conformanceTest {
 		}},
 		{"claimers at the same time share out the towns", func(k *kit) {
 			for i := range 30 {
-				due(k, fmt.Sprintf("t%02d", i), int64(i+1))
+				k.due(fmt.Sprintf("t%02d", i), int64(i+1))
 			}
 			var claims atomic.Int64 // ends the test even if a claim never sticks
 			var mu sync.Mutex       // guards seen
@@ -80,8 +83,8 @@ func alarmTests() []conformanceTest {
 			_, ok, err := k.NextDue(k.ctx)
 			k.ok(err)
 			k.same("some", ok, false)
-			due(k, "b", 500)
-			due(k, "a", 400)
+			k.due("b", 500)
+			k.due("a", 400)
 			at, ok, err := k.NextDue(k.ctx)
 			k.ok(err)
 			k.same("next", fmt.Sprint(at, ok), "400 true")
@@ -90,6 +93,11 @@ func alarmTests() []conformanceTest {
 			k.ok(err)
 			k.same("next", fmt.Sprint(at, ok), "500 true")
 		}},
+	}
+}
+
+func idleTests() []conformanceTest {
+	return []conformanceTest{
 		{"an idle look finds due and contradictory towns, each in one slice, and no others", func(k *kit) {
 			bad := map[string]store.Columns{
 				"due":      {Sandbox: store.Asleep, DueAt: 100},

@@ -58,6 +58,11 @@ func commitTests() []conformanceTest {
 			k.untouched("t1")
 			k.ok(full(func(*store.Commit) {}))
 		}},
+	}
+}
+
+func invalidTests() []conformanceTest {
+	return []conformanceTest{
 		{"a commit that can never be right is invalid", func(k *kit) {
 			k.create("t1")
 			for name, change := range map[string]func(*store.Commit){
@@ -83,6 +88,11 @@ func commitTests() []conformanceTest {
 			k.ok(err)
 			k.same("version", h.Version, 1)
 		}},
+	}
+}
+
+func concurrencyTests() []conformanceTest {
+	return []conformanceTest{
 		{"of many committers on one version exactly one wins", func(k *kit) {
 			k.create("t1")
 			const n = 16
@@ -141,6 +151,11 @@ func commitTests() []conformanceTest {
 				}
 			}
 		}},
+	}
+}
+
+func loadTests() []conformanceTest {
+	return []conformanceTest{
 		{"a delta load gives what changed since, tombstones included; a full load has none", func(k *kit) {
 			k.create("t1")
 			for _, rows := range [][]store.Row{
@@ -221,6 +236,11 @@ func commitTests() []conformanceTest {
 			k.ok(err)
 			k.same("rows", show(rows), "bead/b@2=before")
 		}},
+	}
+}
+
+func indexTests() []conformanceTest {
+	return []conformanceTest{
 		{"the last commit is known, others are not", func(k *kit) {
 			k.create("t1")
 			k.commit(k.next("t1"))
