@@ -36,7 +36,8 @@ type alarm struct {
 	sweepAt time.Time
 	sweep   sweep
 
-	cancel  context.CancelFunc // of the loop, nil when it does not run
+	over    bool               // Stop was called: Start does nothing
+	cancel  context.CancelFunc // of the loop, nil before Start
 	stopped chan struct{}      // closed when it ended
 }
 
@@ -45,12 +46,12 @@ func (a *alarm) init(h *Hall) {
 }
 
 // Start begins the alarm loop, the watch over the driver's exits and the sweep.
-// It ends with ctx or Stop. Starting twice is harmless.
+// It ends with ctx or Stop. Starting twice, or after Stop, does nothing.
 func (h *Hall) Start(ctx context.Context) {
 	a := &h.alarm
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.cancel != nil {
+	if a.cancel != nil || a.over {
 		return
 	}
 	ctx, a.cancel = context.WithCancel(ctx)
@@ -60,6 +61,7 @@ func (h *Hall) Start(ctx context.Context) {
 
 func (a *alarm) stop() {
 	a.mu.Lock()
+	a.over = true
 	cancel, stopped := a.cancel, a.stopped
 	a.mu.Unlock()
 	if cancel != nil {
@@ -322,13 +324,12 @@ func (h *Hall) looks(now time.Time) (next time.Time) {
 	slices.SortFunc(due, func(a, b *entry) int { return cmp.Compare(a.id, b.id) })
 	for _, e := range due {
 		h.metrics.Looks.Add(1)
-		todo := true // if the rules break, a tick records it
+		todo := !e.wakeAt.IsZero() && !e.wakeAt.After(now)
 		if err := guard(func() error {
-			wake, ok := e.copy.t.NextWake(now)
-			todo = ok && !wake.After(now) || len(e.copy.t.Effects(now)) > 0
+			todo = todo || len(e.copy.t.Effects(now)) > 0
 			return nil
 		}); err != nil {
-			e.copy = nil
+			e.copy, todo = nil, true // the tick breaks too, and records it
 		}
 		h.leave(e)
 		if todo {

@@ -80,8 +80,10 @@ func (h *Hall) active(t *town.Town) time.Duration {
 func (h *Hall) columnsOf(t *town.Town, now time.Time) store.Columns {
 	c := columns(t.Columns(now))
 	at := int64(town.At(now))
-	if c.DueAt != 0 && c.DueAt <= at {
-		c.DueAt = at + 1000 // the rules just ran: whatever they left undone is not done by repeating at once
+	if c.DueAt != 0 && c.DueAt <= at+1 {
+		// Overdue although the rules just ran: it waits for an effect under way, and
+		// is not done by repeating at once.
+		c.DueAt = at + overdueAgain.Milliseconds()
 	}
 	for _, cl := range t.Claims() {
 		if int64(cl.Until) > at {

@@ -242,14 +242,16 @@ func (h *Hall) Stop(ctx context.Context) {
 	h.idle = nil
 }
 
-// nextLook is when a town in memory is looked at again.
-func (h *Hall) nextLook(t *town.Town, now time.Time) time.Time {
-	at := now.Add(h.active(t))
-	if wake, ok := t.NextWake(now); ok && wake.Before(at) {
-		at = wake
+// nextLook says when a town in memory is looked at again, and when time alone
+// changes something in it.
+func (h *Hall) nextLook(t *town.Town, now time.Time) (look, wake time.Time) {
+	look = now.Add(h.active(t))
+	at, ok := t.NextWake(now)
+	if !ok {
+		return look, time.Time{}
 	}
-	if soon := now.Add(10 * time.Millisecond); at.Before(soon) {
-		at = soon
+	if !at.After(now.Add(time.Millisecond)) {
+		at = now.Add(overdueAgain)
 	}
-	return at
+	return earliest(look, at), at
 }

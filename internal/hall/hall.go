@@ -88,6 +88,7 @@ const (
 	idleLook     = 5 * time.Minute        // default of alarm.idle_interval
 	maxBackoff   = 15 * time.Minute       // of a failing town
 	minBackoff   = 2 * time.Second        // of a failing town
+	overdueAgain = time.Second            // between looks at what is overdue but can't be done now
 	feedPause    = 500 * time.Millisecond // before an effect's outcome is delivered again
 )
 

@@ -50,6 +50,7 @@ type entry struct {
 	effects int        // under way; guarded by Hall.mu
 	usedAt  time.Time  // guarded by Hall.mu
 	lookAt  time.Time  // next look in memory, zero for none; guarded by Hall.mu
+	wakeAt  time.Time  // when time alone changes something, zero for never; set with lookAt
 
 	copy *copyOf // owned by the worker
 }
@@ -139,10 +140,10 @@ func (h *Hall) work(ctx context.Context, e *entry) {
 // not needed goes away.
 func (h *Hall) leave(e *entry) {
 	now := h.now()
-	var look time.Time
+	var look, wake time.Time
 	running := false
 	if e.copy != nil {
-		if err := guard(func() error { look = h.nextLook(e.copy.t, now); return nil }); err != nil {
+		if err := guard(func() error { look, wake = h.nextLook(e.copy.t, now); return nil }); err != nil {
 			h.cfg.Log.Error("the rules of a town broke", "town", e.id, "err", err)
 			e.copy = nil
 		} else {
@@ -160,7 +161,7 @@ func (h *Hall) leave(e *entry) {
 	case h.state == hallClosed, e.copy == nil && e.effects == 0:
 		delete(h.entries, e.id)
 	case e.copy != nil && (e.effects > 0 || running):
-		e.lookAt = look
+		e.lookAt, e.wakeAt = look, wake
 		h.alarm.poke(look)
 	case e.effects == 0:
 		h.idle = append(h.idle, e)
