@@ -129,9 +129,10 @@ type Claim struct {
 type WhyTown struct {
 	Town     string    `json:"town"`
 	Mode     string    `json:"mode"`
-	State    string    `json:"state"`
+	State    string    `json:"state" doc:"Of the sandbox."`
 	Text     string    `json:"text"`
-	Until    time.Time `json:"until,omitzero"`
+	Until    time.Time `json:"until,omitzero" doc:"End of the grace after the last hold."`
+	NextWake time.Time `json:"next_wake,omitzero" doc:"When the town is looked at next by itself."`
 	Sandbox  Sandbox   `json:"sandbox"`
 	Holds    []Hold    `json:"holds"`
 	Breakers []Breaker `json:"breakers"`

@@ -1,0 +1,75 @@
+package server
+
+import (
+	"net/http"
+	"strings"
+
+	"gastown/internal/errs"
+	"gastown/internal/gateway"
+	"gastown/internal/git/hub"
+	"gastown/internal/runner/wire"
+	"gastown/internal/town"
+)
+
+// GitAccess implements gateway.GitPolicy. A sandbox may fetch from the rigs of
+// its town; a run may push its own branch and its checkpoints.
+func (s *Server) GitAccess(r *http.Request, rig string) (gateway.GitGrant, error) {
+	c, err := s.sandbox(nil, r, false)
+	if err != nil {
+		return gateway.GitGrant{}, err
+	}
+	grant := gateway.GitGrant{ID: hub.ID{Town: c.Town, Rig: rig}}
+	name := r.Header.Get(wire.HeaderRun)
+	err = s.currentTown(c, func(t *town.Town) error {
+		if _, err := getRig(t, rig); err != nil {
+			return err
+		}
+		if name == "" {
+			grant.Refusal = "this request names no run, so it may only fetch"
+			return nil
+		}
+		run, epoch, err := runOf(name, r.Header.Get(wire.HeaderEpoch))
+		if err != nil {
+			return err
+		}
+		rules, err := t.GitRules(run, epoch, rig)
+		if err != nil {
+			return err
+		}
+		grant.Push = []gateway.PushRule{{Ref: rules.Branch, Force: true, Frozen: rules.Frozen}, {Ref: rules.Wip, Force: true}}
+		grant.See = checkpointsOf(rules.Wip)
+		grant.Refusal = "the target branch is merged by gastown after done"
+		return nil
+	})
+	return grant, err
+}
+
+// checkpointsOf is the prefix of all checkpoints of a bead, from one of them:
+// a run resumes from those of the runs before it.
+func checkpointsOf(wip string) []string {
+	i := strings.LastIndexByte(wip, '/')
+	return []string{wip[:i+1]}
+}
+
+// ModelAccess implements gateway.ModelPolicy. A request must come from a run
+// that goes on in the current sandbox, and only for the provider of that run.
+func (s *Server) ModelAccess(r *http.Request, provider string) error {
+	c, err := s.sandbox(nil, r, false)
+	if err != nil {
+		return err
+	}
+	run, epoch, err := runOf(r.Header.Get(wire.HeaderRun), r.Header.Get(wire.HeaderEpoch))
+	if err != nil {
+		return err
+	}
+	return s.currentTown(c, func(t *town.Town) error {
+		at, ok := t.Run(run)
+		switch {
+		case !ok || at.Epoch != epoch || at.Generation != c.Generation:
+			return errs.New(errs.Gone, "run %s, epoch %d, is not current", printable(run, 60), epoch)
+		case at.Provider != provider:
+			return errs.New(errs.Forbidden, "the provider of run %s is another one", printable(run, 60))
+		}
+		return nil
+	})
+}

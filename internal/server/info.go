@@ -1,0 +1,161 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"gastown/internal/api"
+	"gastown/internal/gateway"
+)
+
+const (
+	countPage = 1000
+	countKeep = 5 * time.Minute // longest that a count of towns is believed
+	healthFor = 2 * time.Second
+)
+
+func (s *Server) registerServer() {
+	add(s, op{method: "GET", path: "/server", id: "server", tag: "server", summary: "Describe the server"}, s.describeServer)
+	add(s, op{method: "POST", path: "/providers", id: "add-provider", tag: "providers", summary: "Add or replace a model provider", status: 201,
+		errors: []int{409}, result: api.Provider{}}, s.addProvider)
+	add(s, op{method: "GET", path: "/providers", id: "list-providers", tag: "providers", summary: "List model providers, without their keys"}, s.listProviders)
+	add(s, op{method: "DELETE", path: "/providers/{name}", id: "delete-provider", tag: "providers", summary: "Remove a model provider", status: 204,
+		errors: []int{404}}, s.deleteProvider)
+}
+
+// towns counts towns. Counting reads them all, so a count is believed for a
+// hundred times as long as it took.
+type townCount struct {
+	mu    sync.Mutex // guards all below, and is held while counting
+	n     int
+	until time.Time
+}
+
+func (s *Server) countTowns(ctx context.Context) (int, error) {
+	c := &s.metrics.towns
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	begin := time.Now()
+	if begin.Before(c.until) {
+		return c.n, nil
+	}
+	n, after := 0, ""
+	for {
+		heads, err := s.store.Heads(ctx, after, countPage)
+		if err != nil {
+			return 0, err
+		}
+		n += len(heads)
+		if len(heads) < countPage {
+			break
+		}
+		after = heads[len(heads)-1].Name
+	}
+	took := time.Since(begin)
+	c.n, c.until = n, begin.Add(min(100*took, countKeep))
+	return n, nil
+}
+
+func (s *Server) describeServer(ctx context.Context, _ *struct{}) (*body[api.Server], error) {
+	slots, err := s.store.SlotCounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	towns, err := s.countTowns(ctx)
+	if err != nil {
+		return nil, err
+	}
+	i := s.cfg.Info
+	return &body[api.Server]{Body: api.Server{Version: i.Version, Boot: i.Boot, StartedAt: i.StartedAt.UTC().Truncate(time.Millisecond),
+		Data: i.Data, SandboxDriver: i.Driver, Isolation: i.Isolation, Listen: i.Listen, MaxAwake: i.MaxAwake,
+		Awake: slots.Awake, Starting: slots.Starting, Waiting: slots.Waiting, Towns: towns}}, nil
+}
+
+type addProviderIn struct {
+	idemKey
+	Body api.CreateProvider
+}
+
+func providerView(p gateway.Provider) api.Provider {
+	models := p.Models
+	if models == nil {
+		models = []string{}
+	}
+	return api.Provider{Kind: p.Kind, Name: p.Name, BaseURL: p.BaseURL, Models: models}
+}
+
+func (s *Server) addProvider(ctx context.Context, in *addProviderIn) (*raw, error) {
+	if err := in.check(); err != nil {
+		return nil, err
+	}
+	hash := digest(ctx, "add-provider")
+	if done, err := s.recorded(ctx, "", in.idemKey, hash); done != nil || err != nil {
+		return done, err
+	}
+	b := in.Body
+	err := s.providers.Put(gateway.Provider{Kind: b.Kind, Name: b.Name, BaseURL: b.BaseURL, Key: b.Key, Models: b.Models, AllowHTTP: b.AllowHTTP})
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.providers.Get(b.Name)
+	if err != nil {
+		return nil, err
+	}
+	return s.record(ctx, in.idemKey, hash, providerView(p))
+}
+
+func (s *Server) listProviders(context.Context, *struct{}) (*body[api.List[api.Provider]], error) {
+	all, err := s.providers.List()
+	out := &body[api.List[api.Provider]]{}
+	out.Body.Items = mapped(all, providerView)
+	return out, err
+}
+
+type providerPath struct {
+	Name string `path:"name"`
+}
+
+func (s *Server) deleteProvider(_ context.Context, in *providerPath) (*none, error) {
+	return nil, s.providers.Delete(in.Name)
+}
+
+// registerPublic registers what is not part of the API.
+func (s *Server) registerPublic() {
+	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, "ok") })
+	s.mux.HandleFunc("GET /readyz", s.readyz)
+	s.mux.Handle("GET /metrics", s.metrics.handler())
+	s.registerDocs()
+}
+
+func plain(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	// The client may be gone; there is nobody else to tell.
+	_, _ = w.Write([]byte(text + "\n"))
+}
+
+// readyz says whether this server should get requests: the store answers and
+// the loop runs.
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), healthFor)
+	defer cancel()
+	_, _, err := s.store.Meta(ctx, "ready")
+	if err == nil && s.cfg.Ready != nil {
+		err = s.cfg.Ready(ctx)
+	}
+	select {
+	case <-s.stopping:
+		err = context.Canceled
+	default:
+	}
+	if err != nil {
+		// Everybody may ask; the reason is for the log.
+		s.log.Warn("not ready", "err", err)
+		p := newProblem(http.StatusServiceUnavailable, "unavailable", "the server is not ready; its log says why")
+		p.write(w)
+		return
+	}
+	plain(w, "ready")
+}

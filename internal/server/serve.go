@@ -1,0 +1,84 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"gastown/internal/errs"
+)
+
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 64 << 10
+	endTimeout    = 15 * time.Second // for requests under way when the server ends
+)
+
+// CheckListen refuses an address beyond this machine unless TLS protects the
+// tokens or insecure was asked for.
+func CheckListen(addr string, tls, insecure bool) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return errs.New(errs.Invalid, "%.100q is no address to listen on", addr).WithHint("use HOST:PORT, such as 127.0.0.1:7070")
+	}
+	if tls || insecure || isLoopback(host) {
+		return nil
+	}
+	return errs.New(errs.Invalid, "listening on %s without TLS would send tokens in the clear to everyone on the way", addr).
+		WithHint("give --tls-cert and --tls-key, listen on 127.0.0.1, or say --insecure-listen if something in front adds TLS")
+}
+
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// Serve answers on ln until ctx ends, then ends streams, waits for requests
+// under way, at most 15 s, and returns nil. It may be called for several
+// listeners; the first to end stops the streams of all. It closes ln.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	srv := &http.Server{
+		Handler:           s.Handler(),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12},
+	}
+	done := make(chan error, 1)
+	go func() {
+		if s.cfg.TLSCert != "" {
+			done <- srv.ServeTLS(ln, s.cfg.TLSCert, s.cfg.TLSKey)
+			return
+		}
+		done <- srv.Serve(ln)
+	}()
+	select {
+	case err := <-done:
+		s.Stop()
+		if errors.Is(err, http.ErrServerClosed) {
+			return nil
+		}
+		return errs.Wrap(errs.Unavailable, err, "serving on %s", ln.Addr())
+	case <-ctx.Done():
+	}
+	s.Stop()
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	err := srv.Shutdown(end)
+	if err != nil {
+		s.log.Warn("requests were cut at the end", "err", err)
+		err = srv.Close()
+	}
+	<-done
+	return errs.Wrap(errs.Internal, err, "closing the server")
+}
