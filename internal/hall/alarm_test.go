@@ -209,7 +209,7 @@ func TestAFailingTownBacksOffAndComesBack(t *testing.T) {
 		if n < 10 || n > 40 {
 			t.Errorf("%d failures in four hours", n)
 		}
-		if wait := f.head(id).DueAt - time.Now().UnixMilli(); wait > (15*time.Minute + time.Second).Milliseconds() || wait <= 0 {
+		if wait := f.head(id).DueAt - time.Now().UnixMilli(); wait > (15*time.Minute+time.Second).Milliseconds() || wait <= 0 {
 			t.Errorf("the next try is %d ms away", wait)
 		}
 		fs.mu.Lock()

@@ -82,7 +82,7 @@ func (c Config) withDefaults() Config {
 const (
 	storeTimeout = 15 * time.Second       // of one call of the store
 	maxBatch     = 64                     // inputs that share one commit
-	maxTries     = 8                      // of one batch against newer versions
+	maxTries     = 16                     // of one batch against newer versions
 	claimFor     = 30 * time.Second       // how long a due town is left to who claimed it
 	activeLook   = 5 * time.Second        // default of alarm.active_interval
 	idleLook     = 5 * time.Minute        // default of alarm.idle_interval

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -24,7 +25,10 @@ const (
 
 // handle answers all requests of a batch. The caller is the worker of e.
 func (h *Hall) handle(ctx context.Context, e *entry, batch []*request) {
-	for range maxTries {
+	for try := range maxTries {
+		if try > 1 {
+			h.pause(try)
+		}
 		batch = slices.DeleteFunc(batch, func(r *request) bool { return r.settled })
 		switch h.attempt(ctx, e, batch) {
 		case answered:
@@ -44,6 +48,14 @@ func (h *Hall) handle(ctx context.Context, e *entry, batch []*request) {
 	for _, r := range batch {
 		r.answer(errs.New(errs.Unavailable, "the town changes too fast elsewhere").WithHint("try again"))
 	}
+}
+
+// pause waits up to 2^try ms, at most 64, so that two processes that keep getting
+// in each other's way part.
+func (h *Hall) pause(try int) {
+	over := make(chan struct{})
+	h.cfg.Clock.AfterFunc(rand.N(time.Millisecond<<min(try, 6)), func() { close(over) })
+	<-over
 }
 
 // alarmed reports whether a batch came from the alarm.
