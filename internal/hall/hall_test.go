@@ -149,7 +149,7 @@ func TestUnknownOutcomes(t *testing.T) {
 				return 0, store.ErrUnknown
 			})
 			status, body, replayed, err := f.h.DoIdem(t.Context(), id, f.bead(id, "house"), "k", "h", func(*town.Town) (int, []byte) { return 201, []byte("made") })
-			if err != nil || status != 201 || string(body) != "made" || replayed {
+			if err != nil || status != 201 || string(body) != "made" || !replayed {
 				t.Fatalf("got %d %q %v %v", status, body, replayed, err)
 			}
 		})

@@ -298,8 +298,23 @@ func (tn *turn) answerAll() {
 	tn.h.metrics.Inputs.Add(int64(len(tn.ask)))
 	tn.h.metrics.Refused.Add(int64(len(tn.refused)))
 	for _, r := range tn.ask {
-		r.answer(tn.refused[r])
+		if err := tn.refused[r]; err == nil || r.idem == nil || !tn.replay(r) {
+			r.answer(err)
+		}
 	}
+}
+
+// replay answers a request from the record of an earlier one with its key, if
+// there is one: a repeat that overtook the look-up before it was queued is
+// refused by the rules, because what it asks for was done.
+func (tn *turn) replay(r *request) bool {
+	rec, ok, err := tn.h.recorded(tn.ctx, tn.e.id, r.idem.Key, r.idem.Hash)
+	if err != nil || !ok {
+		return false
+	}
+	r.status, r.body, r.replayed = rec.Status, rec.Body, true
+	r.answer(nil)
+	return true
 }
 
 // spoilt is the end of an attempt in which the rules broke.
@@ -334,13 +349,9 @@ func (tn *turn) notCommitted(com store.Commit, err error) verdict {
 	case len(tn.ask) > 1:
 		return apart
 	case errors.Is(err, store.ErrReplay) && tn.ask[0].idem != nil:
-		r := tn.ask[0]
-		rec, ok, rerr := h.recorded(tn.ctx, tn.e.id, r.idem.Key, r.idem.Hash)
-		if rerr == nil && !ok {
-			rerr = err
+		if !tn.replay(tn.ask[0]) {
+			tn.ask[0].answer(err)
 		}
-		r.status, r.body, r.replayed = rec.Status, rec.Body, true
-		r.answer(rerr)
 		return answered
 	}
 	if !errs.Is(err, errs.Conflict) {
@@ -365,9 +376,7 @@ func (tn *turn) unknown(com store.Commit, cause error) verdict {
 	for _, r := range tn.ask {
 		if r.idem != nil {
 			// The key may prove what the commit id can't: a later commit may have followed.
-			if rec, ok, err := h.recorded(ctx, com.Town, r.idem.Key, r.idem.Hash); err == nil && ok {
-				r.status, r.body = rec.Status, rec.Body
-				r.answer(nil)
+			if tn.replay(r) {
 				continue
 			}
 		}
