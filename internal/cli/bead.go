@@ -37,7 +37,7 @@ func (f *workFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.id, "id", "", "the bead's id (default: made from the rig's prefix)")
 }
 
-func (f *workFlags) request(a *app, cmd *cobra.Command, title string, staged bool) (api.CreateBead, error) {
+func (f *workFlags) request(a *invocation, cmd *cobra.Command, title string, staged bool) (api.CreateBead, error) {
 	settings, err := assignments("--set", f.set)
 	if err != nil {
 		return api.CreateBead{}, err
@@ -66,7 +66,7 @@ func (f *workFlags) request(a *app, cmd *cobra.Command, title string, staged boo
 }
 
 // createBead makes a bead and prints its id.
-func (a *app) createBead(ctx context.Context, cmd *cobra.Command, f *workFlags, title string, staged bool) error {
+func (a *invocation) createBead(ctx context.Context, cmd *cobra.Command, f *workFlags, title string, staged bool) error {
 	b, err := f.request(a, cmd, title, staged)
 	if err != nil {
 		return err
@@ -90,7 +90,7 @@ func (a *app) createBead(ctx context.Context, cmd *cobra.Command, f *workFlags, 
 	return a.say("%s", made.ID)
 }
 
-func (a *app) slingCmd() *cobra.Command {
+func (a *invocation) slingCmd() *cobra.Command {
 	var f workFlags
 	var cmd *cobra.Command
 	cmd = a.withJSON(a.command("sling TITLE|BEAD", "Give a town work: a new bead, or a staged one", func(ctx context.Context, args []string) error {
@@ -128,7 +128,7 @@ func changed(cmd *cobra.Command, but ...string) string {
 	return ""
 }
 
-func (a *app) beadCmd() *cobra.Command {
+func (a *invocation) beadCmd() *cobra.Command {
 	g := a.group("bead", "Beads (work items): create, list, show, edit, dep, close, cancel, reopen, release", "")
 	g.AddCommand(a.beadCreateCmd(), a.beadListCmd(), a.beadShowCmd(), a.beadEditCmd(), a.beadDepCmd(), a.beadReleaseCmd(),
 		a.beadMoveCmd("close", "Close a bead on your word", (*client.Client).CloseBead),
@@ -137,7 +137,7 @@ func (a *app) beadCmd() *cobra.Command {
 	return g
 }
 
-func (a *app) beadCreateCmd() *cobra.Command {
+func (a *invocation) beadCreateCmd() *cobra.Command {
 	var f workFlags
 	var cmd *cobra.Command
 	cmd = a.withJSON(a.command("create TITLE", "Make a bead that waits until it is slung", func(ctx context.Context, args []string) error {
@@ -147,7 +147,7 @@ func (a *app) beadCreateCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) beadListCmd() *cobra.Command {
+func (a *invocation) beadListCmd() *cobra.Command {
 	var in string
 	var q client.BeadQuery
 	cmd := a.withJSON(a.command("list", "List the beads of a town", func(ctx context.Context, _ []string) error {
@@ -161,7 +161,7 @@ func (a *app) beadListCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) readyCmd() *cobra.Command {
+func (a *invocation) readyCmd() *cobra.Command {
 	var in string
 	var q client.BeadQuery
 	cmd := a.withJSON(a.command("ready", "List the beads that could start now", func(ctx context.Context, _ []string) error {
@@ -174,7 +174,7 @@ func (a *app) readyCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) listBeads(ctx context.Context, in string, q client.BeadQuery, none string) error {
+func (a *invocation) listBeads(ctx context.Context, in string, q client.BeadQuery, none string) error {
 	if q.Limit < 0 {
 		return errs.New(errs.Invalid, "--limit %d is negative", q.Limit)
 	}
@@ -217,7 +217,7 @@ func status(b api.Bead) string {
 	return b.Status
 }
 
-func (a *app) beadEditCmd() *cobra.Command {
+func (a *invocation) beadEditCmd() *cobra.Command {
 	var title, body, bodyFile string
 	var priority int
 	var labels, set, unset []string
@@ -278,7 +278,7 @@ func (a *app) beadEditCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) beadDepCmd() *cobra.Command {
+func (a *invocation) beadDepCmd() *cobra.Command {
 	var on, remove []string
 	cmd := a.withJSON(a.command("dep BEAD", "Show or change what a bead waits for", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
@@ -320,7 +320,7 @@ func (a *app) beadDepCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) beadReleaseCmd() *cobra.Command {
+func (a *invocation) beadReleaseCmd() *cobra.Command {
 	return a.withJSON(a.command("release BEAD", "Let work on a staged bead begin", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -334,7 +334,7 @@ func (a *app) beadReleaseCmd() *cobra.Command {
 }
 
 // beadResult prints a bead after a change: its id, or all of it as JSON.
-func (a *app) beadResult(ctx context.Context, c *client.Client, id string) error {
+func (a *invocation) beadResult(ctx context.Context, c *client.Client, id string) error {
 	if !a.json {
 		return a.say("%s", id)
 	}
@@ -345,7 +345,7 @@ func (a *app) beadResult(ctx context.Context, c *client.Client, id string) error
 	return a.printJSON(b)
 }
 
-func (a *app) beadMoveCmd(verb, short string, move func(*client.Client, context.Context, string, string) error) *cobra.Command {
+func (a *invocation) beadMoveCmd(verb, short string, move func(*client.Client, context.Context, string, string) error) *cobra.Command {
 	var reason string
 	cmd := a.command(verb+" BEAD", short, func(ctx context.Context, args []string) error {
 		c, err := a.connect()
@@ -364,7 +364,7 @@ func (a *app) beadMoveCmd(verb, short string, move func(*client.Client, context.
 	return cmd
 }
 
-func (a *app) nudgeCmd() *cobra.Command {
+func (a *invocation) nudgeCmd() *cobra.Command {
 	return a.command("nudge BEAD TEXT", "Send a message to the agent at work on a bead", func(ctx context.Context, args []string) error {
 		if strings.TrimSpace(args[1]) == "" {
 			return errs.New(errs.Invalid, "the message is empty")
@@ -377,7 +377,7 @@ func (a *app) nudgeCmd() *cobra.Command {
 	})
 }
 
-func (a *app) retryCmd() *cobra.Command {
+func (a *invocation) retryCmd() *cobra.Command {
 	var in string
 	cmd := a.command("retry ID", "Try a bead, a breaker or a notice again now, without its backoff", func(ctx context.Context, args []string) error {
 		c, err := a.connect()

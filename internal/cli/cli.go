@@ -58,8 +58,8 @@ type exitError struct{ code int }
 
 func (e *exitError) Error() string { return fmt.Sprintf("exit with code %d", e.code) }
 
-// app is one invocation.
-type app struct {
+// invocation is one run of the program.
+type invocation struct {
 	env  Env
 	data string // --data
 	json bool   // --json
@@ -67,7 +67,7 @@ type app struct {
 
 // Main runs the command line and returns the exit code of the process.
 func Main(ctx context.Context, args []string, env Env) int {
-	a := &app{env: env}
+	a := &invocation{env: env}
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -75,7 +75,7 @@ func Main(ctx context.Context, args []string, env Env) int {
 }
 
 // report prints an error and returns its exit code.
-func (a *app) report(err error) int {
+func (a *invocation) report(err error) int {
 	if err == nil {
 		return 0
 	}
@@ -89,14 +89,14 @@ func (a *app) report(err error) int {
 	if errors.Is(err, syscall.EPIPE) {
 		return 0 // the reader of our output has seen enough
 	}
-	hint := ""
-	var e *errs.Error
-	if errors.As(err, &e) {
-		hint = e.Hint
+	text, hint := err.Error(), ""
+	for e := err; e != nil && hint == ""; e = errors.Unwrap(e) {
+		if x, ok := e.(*errs.Error); ok {
+			hint = x.Hint
+		}
 	}
-	text := err.Error()
 	if hint != "" {
-		text = strings.TrimSpace(strings.Replace(text, "("+hint+")", "", 1))
+		text = strings.TrimSpace(strings.Replace(text, " ("+hint+")", "", 1))
 	}
 	fmt.Fprintln(a.env.Err, "error: "+clean(text))
 	if hint != "" {
@@ -105,7 +105,7 @@ func (a *app) report(err error) int {
 	return errs.ExitCode(errs.KindOf(err))
 }
 
-func (a *app) root() *cobra.Command {
+func (a *invocation) root() *cobra.Command {
 	root := a.group("gastown", "Host towns of coding agents",
 		`Gastown hosts towns of coding agents: give a town work, and it wakes, does the
 work in its one sandbox, checks and merges it, and goes back to sleep.
@@ -121,7 +121,7 @@ else GASTOWN_URL and GASTOWN_TOKEN, else GASTOWN_DATA, else the default director
 		return errs.New(errs.Invalid, "%s", err).WithHint("see: %s --help", cmd.CommandPath())
 	})
 	root.AddCommand(
-		a.versionCmd(), a.agentCmd(),
+		a.serveCmd(), a.versionCmd(), a.runnerCmd(), a.agentCmd(),
 		a.agentsCmd(), a.providerCmd(),
 		a.townCmd(), a.pauseCmd("sleep", true), a.wakeCmd(), a.usageCmd(), a.ledgerCmd(),
 		a.rigCmd(),
@@ -131,7 +131,7 @@ else GASTOWN_URL and GASTOWN_TOKEN, else GASTOWN_DATA, else the default director
 }
 
 // group is a command that only has others below it.
-func (a *app) group(use, short, long string) *cobra.Command {
+func (a *invocation) group(use, short, long string) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Long: long,
 		Args: cobra.ArbitraryArgs,
@@ -151,7 +151,7 @@ func (a *app) group(use, short, long string) *cobra.Command {
 
 // command is a command with exactly the named arguments; one in brackets may be
 // left out. Its context ends with SIGINT or SIGTERM.
-func (a *app) command(use, short string, run func(ctx context.Context, args []string) error) *cobra.Command {
+func (a *invocation) command(use, short string, run func(ctx context.Context, args []string) error) *cobra.Command {
 	words := strings.Fields(use)
 	return &cobra.Command{
 		Use: use, Short: short,
@@ -189,12 +189,12 @@ func arguments(names []string) cobra.PositionalArgs {
 }
 
 // withJSON adds --json.
-func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
+func (a *invocation) withJSON(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON, as the API answers it")
 	return cmd
 }
 
-func (a *app) versionCmd() *cobra.Command {
+func (a *invocation) versionCmd() *cobra.Command {
 	return a.withJSON(a.command("version", "Print the version", func(context.Context, []string) error {
 		if a.json {
 			return a.printJSON(map[string]string{"version": a.version()})
@@ -205,7 +205,7 @@ func (a *app) versionCmd() *cobra.Command {
 }
 
 // version returns the version given at link time, else what the build knows.
-func (a *app) version() string {
+func (a *invocation) version() string {
 	if a.env.Version != "" {
 		return a.env.Version
 	}

@@ -2,38 +2,24 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
 	"strings"
 
+	"gastown/internal/app"
 	"gastown/internal/client"
 	"gastown/internal/errs"
 	"gastown/internal/town"
 )
 
-// Files that serve writes into its data directory.
-const (
-	serverFile = "server.json" // {"url": "..."} of the running server
-	tokenFile  = "admin.token" // readable by its owner only
-)
-
-// serverInfo is the content of server.json.
-type serverInfo struct {
-	URL string `json:"url"`
-	PID int    `json:"pid"`
-}
-
 // maxSecret is the largest key or token file.
 const maxSecret = 64 << 10
 
 // dataDir returns the data directory that holds when --data is not given.
-func (a *app) dataDir() string {
+func (a *invocation) dataDir() string {
 	switch {
 	case a.data != "":
 		return a.data
@@ -46,7 +32,7 @@ func (a *app) dataDir() string {
 }
 
 // connect makes the client: see the package comment for where the server is found.
-func (a *app) connect() (*client.Client, error) {
+func (a *invocation) connect() (*client.Client, error) {
 	o := client.Options{Agent: "gastown/" + a.version(), User: a.user()}
 	if a.data == "" && a.env.Getenv("GASTOWN_URL") != "" {
 		o.URL, o.Token = a.env.Getenv("GASTOWN_URL"), strings.TrimSpace(a.env.Getenv("GASTOWN_TOKEN"))
@@ -61,28 +47,19 @@ func (a *app) connect() (*client.Client, error) {
 
 // readDataDir reads what a server on this machine left in its data directory.
 func readDataDir(dir string) (url, token string, err error) {
-	raw, err := os.ReadFile(filepath.Join(dir, serverFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", "", errs.New(errs.Unavailable, "no server was started with the data directory %s", dir).
-			WithHint("start one with: gastown serve --data DIR; or set GASTOWN_URL and GASTOWN_TOKEN")
-	}
+	where, err := app.ReadLocation(dir)
 	if err != nil {
-		return "", "", errs.Wrap(errs.Unavailable, err, "reading where the server is")
+		return "", "", err
 	}
-	var info serverInfo
-	if err := json.Unmarshal(raw, &info); err != nil || info.URL == "" {
-		return "", "", errs.New(errs.Unavailable, "%s can't be read", filepath.Join(dir, serverFile)).
-			WithHint("restart the server, or set GASTOWN_URL and GASTOWN_TOKEN")
-	}
-	secret, err := os.ReadFile(filepath.Join(dir, tokenFile))
+	secret, err := os.ReadFile(filepath.Join(dir, app.TokenFile))
 	if err != nil {
 		return "", "", errs.Wrap(errs.Unauthorized, err, "reading the admin token")
 	}
-	return info.URL, strings.TrimSpace(string(secret)), nil
+	return where.URL, strings.TrimSpace(string(secret)), nil
 }
 
 // user names the person for the ledger.
-func (a *app) user() string {
+func (a *invocation) user() string {
 	if u := a.env.Getenv("GASTOWN_USER"); u != "" {
 		return u
 	}
@@ -93,7 +70,7 @@ func (a *app) user() string {
 }
 
 // secretFile reads a key or token from a file, "-" from stdin.
-func (a *app) secretFile(what, path string) (string, error) {
+func (a *invocation) secretFile(what, path string) (string, error) {
 	text, err := a.textFile(what, path, maxSecret)
 	if err != nil {
 		return "", err
@@ -105,7 +82,7 @@ func (a *app) secretFile(what, path string) (string, error) {
 }
 
 // textFile reads a text from a file, "-" from stdin.
-func (a *app) textFile(what, path string, limit int64) (string, error) {
+func (a *invocation) textFile(what, path string, limit int64) (string, error) {
 	r := a.env.In
 	if path != "-" {
 		f, err := os.Open(path)
@@ -143,30 +120,32 @@ func oneTown(ctx context.Context, c *client.Client, name string) (string, error)
 	return "", errs.New(errs.Invalid, "there are %d towns: which one?", len(towns)).WithHint("give --town NAME; gastown town list shows them")
 }
 
-// placeOf returns the town of a rig. An empty rig stands for the town's only
-// one, or the only one on the server.
+// placeOf returns the town of a rig. Without a rig it is the only town, whose
+// only rig the server then takes.
 func placeOf(ctx context.Context, c *client.Client, townName, rig string) (inTown, name string, err error) {
 	if townName != "" {
 		return townName, rig, nil
+	}
+	if rig == "" {
+		inTown, err = oneTown(ctx, c, "")
+		return inTown, "", err
 	}
 	places, err := c.FindRig(ctx, rig)
 	if err != nil {
 		return "", "", err
 	}
-	switch {
-	case len(places) == 1:
-		return places[0].Town, places[0].Rig, nil
-	case len(places) == 0 && rig == "":
-		return "", "", errs.New(errs.NotFound, "there is no rig yet").WithHint("add one with: gastown rig add NAME URL --town TOWN")
-	case len(places) == 0:
+	switch len(places) {
+	case 0:
 		return "", "", errs.New(errs.NotFound, "no town has a rig %s", short40(rig)).WithHint("gastown rig list shows those that exist")
+	case 1:
+		return places[0].Town, places[0].Rig, nil
 	}
 	var names []string
 	for _, p := range places[:min(len(places), 5)] {
-		names = append(names, p.Town+"/"+p.Rig)
+		names = append(names, p.Town)
 	}
-	return "", "", errs.New(errs.Invalid, "there are %d rigs to choose from: %s", len(places), strings.Join(names, ", ")).
-		WithHint("give --rig and --town")
+	return "", "", errs.New(errs.Invalid, "%d towns have a rig %s: %s", len(places), short40(rig), strings.Join(names, ", ")).
+		WithHint("give --town, too")
 }
 
 // isBead reports whether an argument has the form of a bead's id.
@@ -195,7 +174,7 @@ func assignments(flag string, values []string) (map[string]string, error) {
 }
 
 // yes says on stderr that something was done, for commands without a result.
-func (a *app) yes(format string, args ...any) error {
+func (a *invocation) yes(format string, args ...any) error {
 	_, err := fmt.Fprintf(a.env.Err, format+"\n", args...)
 	return err
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // agentCmd holds agents that are part of this program.
-func (a *app) agentCmd() *cobra.Command {
+func (a *invocation) agentCmd() *cobra.Command {
 	g := a.group("agent", "Agents that are part of this program", "")
 	g.Hidden = true
 	g.AddCommand(a.command("scripted", "Run the agent that executes the shell block of its bead, on stdin and stdout", func(ctx context.Context, _ []string) error {

@@ -17,7 +17,7 @@ import (
 	"gastown/internal/errs"
 )
 
-func (a *app) logsCmd() *cobra.Command {
+func (a *invocation) logsCmd() *cobra.Command {
 	var follow bool
 	cmd := a.withJSON(a.command("logs BEAD", "Show what happened to a bead and what its agents said", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
@@ -80,7 +80,7 @@ func at(l client.LogLine) time.Time {
 // logPrinter prints log lines. Pieces of one message come as several events and
 // are joined.
 type logPrinter struct {
-	a    *app
+	a    *invocation
 	open agent.Kind // of the message that has no line end yet; "" for none
 }
 
@@ -161,7 +161,7 @@ func (p *logPrinter) end() error {
 	return err
 }
 
-func (a *app) ledgerCmd() *cobra.Command {
+func (a *invocation) ledgerCmd() *cobra.Command {
 	var in string
 	var follow bool
 	var q client.LedgerQuery
@@ -187,7 +187,7 @@ func (a *app) ledgerCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) ledger(ctx context.Context, c *client.Client, in string, q client.LedgerQuery, follow bool) error {
+func (a *invocation) ledger(ctx context.Context, c *client.Client, in string, q client.LedgerQuery, follow bool) error {
 	// Where following begins is read first: what the filter leaves out was seen, too.
 	last := int64(0)
 	if follow {
@@ -232,7 +232,7 @@ func (a *app) ledger(ctx context.Context, c *client.Client, in string, q client.
 }
 
 // entryLine is one line of a ledger.
-func (a *app) entryLine(e api.LedgerEntry, subject bool) string {
+func (a *invocation) entryLine(e api.LedgerEntry, subject bool) string {
 	line := a.paint(dim, e.At.Local().Format("15:04:05"))
 	if subject && e.Subject != "" {
 		line += "  " + a.paint(bold, cell(e.Subject))

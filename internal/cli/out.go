@@ -17,7 +17,7 @@ func isTerminal(f *os.File) bool { return isatty.IsTerminal(f.Fd()) }
 
 // printJSON prints one value, indented. HTML characters stay as they are: the
 // output is for people and programs, not for pages.
-func (a *app) printJSON(v any) error {
+func (a *invocation) printJSON(v any) error {
 	b, err := encodeJSON(v, "  ")
 	if err != nil {
 		return err
@@ -27,7 +27,7 @@ func (a *app) printJSON(v any) error {
 }
 
 // printLine prints one value on one line.
-func (a *app) printLine(v any) error {
+func (a *invocation) printLine(v any) error {
 	b, err := encodeJSON(v, "")
 	if err != nil {
 		return err
@@ -46,13 +46,13 @@ func encodeJSON(v any, indent string) ([]byte, error) {
 }
 
 // say prints a line of text to stdout.
-func (a *app) say(format string, args ...any) error {
+func (a *invocation) say(format string, args ...any) error {
 	_, err := fmt.Fprintf(a.env.Out, format+"\n", args...)
 	return err
 }
 
 // table prints rows under a header, or the text for none on stderr.
-func (a *app) table(none string, header []string, rows [][]string) error {
+func (a *invocation) table(none string, header []string, rows [][]string) error {
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(a.env.Err, none)
 		return err
@@ -71,7 +71,7 @@ func (a *app) table(none string, header []string, rows [][]string) error {
 }
 
 // fields prints names and values below each other, without those that are empty.
-func (a *app) fields(pairs ...string) error {
+func (a *invocation) fields(pairs ...string) error {
 	w := tabwriter.NewWriter(a.env.Out, 0, 8, 2, ' ', 0)
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if pairs[i+1] != "" {
@@ -109,7 +109,7 @@ func clip(s string, n int) string {
 }
 
 // ago says how long ago a time was, or in how long it will be; "" for none.
-func (a *app) ago(t time.Time) string {
+func (a *invocation) ago(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
@@ -156,7 +156,7 @@ const (
 )
 
 // paint colours text when stdout is a terminal and NO_COLOR is not set.
-func (a *app) paint(s style, text string) string {
+func (a *invocation) paint(s style, text string) string {
 	if !a.env.Terminal || a.env.Getenv("NO_COLOR") != "" || a.env.Getenv("TERM") == "dumb" || text == "" {
 		return text
 	}

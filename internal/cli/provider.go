@@ -15,13 +15,13 @@ import (
 	"gastown/internal/errs"
 )
 
-func (a *app) providerCmd() *cobra.Command {
+func (a *invocation) providerCmd() *cobra.Command {
 	g := a.group("provider", "Model providers: add, list, remove", "")
 	g.AddCommand(a.providerAddCmd(), a.providerListCmd(), a.providerRemoveCmd())
 	return g
 }
 
-func (a *app) providerAddCmd() *cobra.Command {
+func (a *invocation) providerAddCmd() *cobra.Command {
 	var baseURL, keyFile string
 	var models []string
 	var allowHTTP bool
@@ -57,7 +57,7 @@ func (a *app) providerAddCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) providerListCmd() *cobra.Command {
+func (a *invocation) providerListCmd() *cobra.Command {
 	return a.withJSON(a.command("list", "List the model providers", func(ctx context.Context, _ []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -79,7 +79,7 @@ func (a *app) providerListCmd() *cobra.Command {
 	}))
 }
 
-func (a *app) providerRemoveCmd() *cobra.Command {
+func (a *invocation) providerRemoveCmd() *cobra.Command {
 	return a.command("remove NAME", "Remove a model provider and its key", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -89,7 +89,7 @@ func (a *app) providerRemoveCmd() *cobra.Command {
 	})
 }
 
-func (a *app) agentsCmd() *cobra.Command {
+func (a *invocation) agentsCmd() *cobra.Command {
 	g := a.group("agents", "Kinds of coding agents (presets): list, check", "")
 	g.AddCommand(a.agentsListCmd(), a.agentsCheckCmd())
 	return g
@@ -107,7 +107,7 @@ type presetItem struct {
 	InstallHint   string   `json:"install_hint,omitempty"`
 }
 
-func (a *app) presets(dir string) ([]presetItem, agent.Presets, error) {
+func (a *invocation) presets(dir string) ([]presetItem, agent.Presets, error) {
 	all, err := agent.LoadPresets(dir)
 	if err != nil {
 		return nil, nil, err
@@ -129,7 +129,7 @@ func (a *app) presets(dir string) ([]presetItem, agent.Presets, error) {
 	return out, all, nil
 }
 
-func (a *app) agentsListCmd() *cobra.Command {
+func (a *invocation) agentsListCmd() *cobra.Command {
 	var dir string
 	cmd := a.withJSON(a.command("list", "List the kinds of agents and whether they are installed on this machine", func(context.Context, []string) error {
 		items, _, err := a.presets(dir)
@@ -153,7 +153,7 @@ func (a *app) agentsListCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) agentsCheckCmd() *cobra.Command {
+func (a *invocation) agentsCheckCmd() *cobra.Command {
 	var dir string
 	cmd := a.withJSON(a.command("check [PRESET]", "Start an agent on this machine and see whether it speaks the protocol", func(ctx context.Context, args []string) error {
 		items, all, err := a.presets(dir)
@@ -194,7 +194,7 @@ type checkResult struct {
 	Error string `json:"error,omitempty"`
 }
 
-func (a *app) showChecks(results []checkResult) error {
+func (a *invocation) showChecks(results []checkResult) error {
 	if a.json {
 		return a.printJSON(results)
 	}

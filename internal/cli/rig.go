@@ -15,7 +15,7 @@ import (
 	"gastown/internal/errs"
 )
 
-func (a *app) rigCmd() *cobra.Command {
+func (a *invocation) rigCmd() *cobra.Command {
 	g := a.group("rig", "Rigs (git repositories): add, list, show, remove, settings", "")
 	g.AddCommand(a.rigAddCmd(), a.rigListCmd(), a.rigShowCmd(), a.rigRemoveCmd(), a.rigSetCmd(), a.rigUnsetCmd(), a.rigSettingsCmd())
 	return g
@@ -31,7 +31,7 @@ type rigFlags struct {
 	initEmpty, updateWorktree       bool
 }
 
-func (a *app) rigAddCmd() *cobra.Command {
+func (a *invocation) rigAddCmd() *cobra.Command {
 	var f rigFlags
 	cmd := a.withJSON(a.command("add NAME URL", "Add a git repository to a town", func(ctx context.Context, args []string) error {
 		body, err := f.request(args[0], args[1])
@@ -139,7 +139,7 @@ func parseGates(flags []string, limit time.Duration) ([]api.Gate, error) {
 	return out, nil
 }
 
-func (a *app) rigListCmd() *cobra.Command {
+func (a *invocation) rigListCmd() *cobra.Command {
 	var in string
 	cmd := a.withJSON(a.command("list", "List the rigs of a town, or of all", func(ctx context.Context, _ []string) error {
 		c, err := a.connect()
@@ -183,7 +183,7 @@ func rigsOf(ctx context.Context, c *client.Client, in string) ([]api.Rig, error)
 }
 
 // rigAction is a command on one rig that is named by argument and --town.
-func (a *app) rigAction(use, short string, run func(ctx context.Context, c *client.Client, in, rig string, rest []string) error) *cobra.Command {
+func (a *invocation) rigAction(use, short string, run func(ctx context.Context, c *client.Client, in, rig string, rest []string) error) *cobra.Command {
 	var in string
 	cmd := a.command(use, short, func(ctx context.Context, args []string) error {
 		c, err := a.connect()
@@ -200,7 +200,7 @@ func (a *app) rigAction(use, short string, run func(ctx context.Context, c *clie
 	return cmd
 }
 
-func (a *app) rigShowCmd() *cobra.Command {
+func (a *invocation) rigShowCmd() *cobra.Command {
 	return a.withJSON(a.rigAction("show RIG", "Show a rig", func(ctx context.Context, c *client.Client, in, rig string, _ []string) error {
 		r, err := c.Rig(ctx, in, rig)
 		if err != nil {
@@ -234,7 +234,7 @@ func (a *app) rigShowCmd() *cobra.Command {
 	}))
 }
 
-func (a *app) rigRemoveCmd() *cobra.Command {
+func (a *invocation) rigRemoveCmd() *cobra.Command {
 	var force bool
 	cmd := a.rigAction("remove RIG", "Remove a rig from its town", func(ctx context.Context, c *client.Client, in, rig string, _ []string) error {
 		if err := c.RemoveRig(ctx, in, rig, force); err != nil {
@@ -246,7 +246,7 @@ func (a *app) rigRemoveCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) rigSetCmd() *cobra.Command {
+func (a *invocation) rigSetCmd() *cobra.Command {
 	var gates []string
 	var limit time.Duration
 	var noGates bool
@@ -280,7 +280,7 @@ func (a *app) rigSetCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) rigUnsetCmd() *cobra.Command {
+func (a *invocation) rigUnsetCmd() *cobra.Command {
 	cmd := a.rigAction("unset RIG KEY", "Take settings of a rig back", func(ctx context.Context, c *client.Client, in, rig string, rest []string) error {
 		if err := knownKeys(rest); err != nil {
 			return err
@@ -292,7 +292,7 @@ func (a *app) rigUnsetCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) rigSettingsCmd() *cobra.Command {
+func (a *invocation) rigSettingsCmd() *cobra.Command {
 	return a.withJSON(a.rigAction("settings RIG", "Show every setting as it holds for a rig", func(ctx context.Context, c *client.Client, in, rig string, _ []string) error {
 		items, err := c.RigSettings(ctx, in, rig)
 		if err != nil {

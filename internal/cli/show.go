@@ -23,7 +23,7 @@ func flagsOf(cmd *cobra.Command) map[string]bool {
 	return out
 }
 
-func (a *app) beadShowCmd() *cobra.Command {
+func (a *invocation) beadShowCmd() *cobra.Command {
 	return a.withJSON(a.command("show BEAD", "Show a bead with everything that is known of it", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -40,7 +40,7 @@ func (a *app) beadShowCmd() *cobra.Command {
 	}))
 }
 
-func (a *app) showBead(b api.Bead) error {
+func (a *invocation) showBead(b api.Bead) error {
 	if err := a.say("%s  %s", a.paint(bold, b.ID), cell(b.Title)); err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func indent(s string) string {
 	return "  " + strings.ReplaceAll(strings.TrimRight(clean(s), "\n"), "\n", "\n  ")
 }
 
-func reasonText(r *api.Reason, a *app) string {
+func reasonText(r *api.Reason, a *invocation) string {
 	if r == nil {
 		return ""
 	}
@@ -133,7 +133,7 @@ func gateText(g api.GateState) string {
 	return fmt.Sprintf("%s failed with exit code %d (%s)", g.Name, g.ExitCode, took)
 }
 
-func (a *app) proofText(p *api.Proof) string {
+func (a *invocation) proofText(p *api.Proof) string {
 	if p == nil {
 		return ""
 	}
@@ -148,7 +148,7 @@ func (a *app) proofText(p *api.Proof) string {
 	return text
 }
 
-func (a *app) whyCmd() *cobra.Command {
+func (a *invocation) whyCmd() *cobra.Command {
 	return a.withJSON(a.command("why BEAD|TOWN", "Say why a bead is where it is, or why a town's sandbox is awake or asleep", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -180,7 +180,7 @@ func (a *app) whyCmd() *cobra.Command {
 	}))
 }
 
-func (a *app) showWhyTown(w api.WhyTown) error {
+func (a *invocation) showWhyTown(w api.WhyTown) error {
 	text := w.Text
 	if !w.Until.IsZero() {
 		text += " (" + a.ago(w.Until) + ")"
@@ -219,7 +219,7 @@ func (a *app) showWhyTown(w api.WhyTown) error {
 	return nil
 }
 
-func (a *app) runsCmd() *cobra.Command {
+func (a *invocation) runsCmd() *cobra.Command {
 	var in string
 	cmd := a.withJSON(a.command("runs [BEAD]", "List what runs now in a town, or all runs of a bead", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
@@ -266,7 +266,7 @@ func runsFor(ctx context.Context, c *client.Client, in string, args []string) ([
 	return c.Runs(ctx, in)
 }
 
-func (a *app) diffCmd() *cobra.Command {
+func (a *invocation) diffCmd() *cobra.Command {
 	return a.withJSON(a.command("diff BEAD", "Show what a bead's work changed", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {

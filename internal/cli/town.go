@@ -16,14 +16,14 @@ import (
 	"gastown/internal/town"
 )
 
-func (a *app) townCmd() *cobra.Command {
+func (a *invocation) townCmd() *cobra.Command {
 	g := a.group("town", "Towns: create, list, show, pause, delete, settings", "")
 	g.AddCommand(a.townCreateCmd(), a.townListCmd(), a.townShowCmd(), a.townDeleteCmd(),
 		a.pauseCmd("pause", false), a.townResumeCmd(), a.townSetCmd(), a.townUnsetCmd(), a.townSettingsCmd(), a.townAgentsCmd())
 	return g
 }
 
-func (a *app) townCreateCmd() *cobra.Command {
+func (a *invocation) townCreateCmd() *cobra.Command {
 	var owner string
 	var set []string
 	cmd := a.withJSON(a.command("create NAME", "Make a town", func(ctx context.Context, args []string) error {
@@ -49,7 +49,7 @@ func (a *app) townCreateCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) townListCmd() *cobra.Command {
+func (a *invocation) townListCmd() *cobra.Command {
 	return a.withJSON(a.command("list", "List the towns", func(ctx context.Context, _ []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -70,7 +70,7 @@ func (a *app) townListCmd() *cobra.Command {
 	}))
 }
 
-func (a *app) townShowCmd() *cobra.Command {
+func (a *invocation) townShowCmd() *cobra.Command {
 	return a.withJSON(a.command("show TOWN", "Show a town", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -87,7 +87,7 @@ func (a *app) townShowCmd() *cobra.Command {
 	}))
 }
 
-func (a *app) showTown(t api.Town) error {
+func (a *invocation) showTown(t api.Town) error {
 	owner := t.Owner
 	if owner == t.ID {
 		owner = ""
@@ -124,7 +124,7 @@ func (a *app) showTown(t api.Town) error {
 	return err
 }
 
-func (a *app) townDeleteCmd() *cobra.Command {
+func (a *invocation) townDeleteCmd() *cobra.Command {
 	var yes, wait bool
 	cmd := a.command("delete TOWN", "Delete a town with everything it has", func(ctx context.Context, args []string) error {
 		if !yes {
@@ -156,7 +156,7 @@ func (a *app) townDeleteCmd() *cobra.Command {
 }
 
 // pauseCmd is "town pause", or "sleep" when now is set.
-func (a *app) pauseCmd(name string, now bool) *cobra.Command {
+func (a *invocation) pauseCmd(name string, now bool) *cobra.Command {
 	short := "Let nothing new start; running work finishes"
 	if now {
 		short = "Pause a town and put its sandbox to sleep now"
@@ -180,7 +180,7 @@ func (a *app) pauseCmd(name string, now bool) *cobra.Command {
 	return cmd
 }
 
-func (a *app) townResumeCmd() *cobra.Command {
+func (a *invocation) townResumeCmd() *cobra.Command {
 	return a.command("resume TOWN", "End a pause or a sleep", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -193,7 +193,7 @@ func (a *app) townResumeCmd() *cobra.Command {
 	})
 }
 
-func (a *app) wakeCmd() *cobra.Command {
+func (a *invocation) wakeCmd() *cobra.Command {
 	var awake time.Duration
 	cmd := a.command("wake TOWN", "End a pause or a sleep and keep the sandbox awake for a while", func(ctx context.Context, args []string) error {
 		if awake < 0 {
@@ -215,7 +215,7 @@ func (a *app) wakeCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) townSetCmd() *cobra.Command {
+func (a *invocation) townSetCmd() *cobra.Command {
 	cmd := a.command("set TOWN KEY=VALUE", "Change settings of a town", func(ctx context.Context, args []string) error {
 		set, err := assignments("the argument", args[1:])
 		if err != nil {
@@ -231,7 +231,7 @@ func (a *app) townSetCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) townUnsetCmd() *cobra.Command {
+func (a *invocation) townUnsetCmd() *cobra.Command {
 	cmd := a.command("unset TOWN KEY", "Take settings of a town back", func(ctx context.Context, args []string) error {
 		if err := knownKeys(args[1:]); err != nil {
 			return err
@@ -246,7 +246,7 @@ func (a *app) townUnsetCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) townSettingsCmd() *cobra.Command {
+func (a *invocation) townSettingsCmd() *cobra.Command {
 	return a.withJSON(a.command("settings TOWN", "Show every setting, its value and where it comes from", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -260,7 +260,7 @@ func (a *app) townSettingsCmd() *cobra.Command {
 	}))
 }
 
-func (a *app) showSettings(items []api.Setting) error {
+func (a *invocation) showSettings(items []api.Setting) error {
 	if a.json {
 		return a.printJSON(items)
 	}
@@ -271,7 +271,7 @@ func (a *app) showSettings(items []api.Setting) error {
 	return a.table("no settings", []string{"SETTING", "VALUE", "FROM", "MEANING"}, rows)
 }
 
-func (a *app) townAgentsCmd() *cobra.Command {
+func (a *invocation) townAgentsCmd() *cobra.Command {
 	return a.withJSON(a.command("agents TOWN", "List the agents of a town", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
@@ -292,7 +292,7 @@ func (a *app) townAgentsCmd() *cobra.Command {
 	}))
 }
 
-func (a *app) usageCmd() *cobra.Command {
+func (a *invocation) usageCmd() *cobra.Command {
 	return a.withJSON(a.command("usage [TOWN]", "Show what towns have used", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {

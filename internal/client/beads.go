@@ -11,33 +11,42 @@ import (
 	"gastown/internal/errs"
 )
 
-// pageSize is how many items one page may have.
-const pageSize = 500
+// list is a list of the API.
+type list struct {
+	path  string
+	query url.Values
+	// cursor is the parameter that takes a page's next; "" for a list of one page.
+	cursor string
+	size   int // items per page
+	limit  int // items in all; 0 means all
+}
 
-// all follows the pages of a list until limit items are there; 0 means all.
-func all[T any](ctx context.Context, c *Client, path string, query url.Values, limit int) ([]T, error) {
+// all follows the pages of a list.
+func all[T any](ctx context.Context, c *Client, l list) ([]T, error) {
 	q := url.Values{}
-	for k, v := range query {
+	for k, v := range l.query {
 		q[k] = v
 	}
 	out := []T{}
-	cursor := ""
+	last := ""
 	for {
-		if limit > 0 {
-			q.Set("limit", strconv.Itoa(min(limit-len(out), pageSize)))
+		if l.size > 0 {
+			n := l.size
+			if l.limit > 0 {
+				n = min(l.limit-len(out), n)
+			}
+			q.Set("limit", strconv.Itoa(n))
 		}
-		if cursor != "" {
-			q.Set("cursor", cursor)
-		}
-		page, err := call[api.List[T]](ctx, c, request{method: http.MethodGet, path: path, query: q})
+		page, err := call[api.List[T]](ctx, c, request{method: http.MethodGet, path: l.path, query: q})
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, page.Items...)
-		if page.Next == "" || page.Next == cursor || limit > 0 && len(out) >= limit {
+		if page.Next == "" || page.Next == last || l.cursor == "" || l.limit > 0 && len(out) >= l.limit {
 			return out, nil
 		}
-		cursor = page.Next
+		last = page.Next
+		q.Set(l.cursor, last)
 	}
 }
 
@@ -64,7 +73,7 @@ func (c *Client) Beads(ctx context.Context, town string, q BeadQuery) ([]api.Bea
 	if q.Ready {
 		v.Set("ready", "true")
 	}
-	return all[api.Bead](ctx, c, at("towns", town, "beads"), v, q.Limit)
+	return all[api.Bead](ctx, c, list{path: at("towns", town, "beads"), query: v, cursor: "cursor", size: 500, limit: q.Limit})
 }
 
 // Bead returns a bead with everything that is known of it.
@@ -134,7 +143,7 @@ func (c *Client) Diff(ctx context.Context, id string) (api.Diff, error) {
 
 // BeadRuns lists the present and past runs of a bead.
 func (c *Client) BeadRuns(ctx context.Context, id string) ([]api.Run, error) {
-	return all[api.Run](ctx, c, at("beads", id, "runs"), nil, 0)
+	return all[api.Run](ctx, c, list{path: at("beads", id, "runs")})
 }
 
 // Transcript reads what an epoch's run said after a number; epoch 0 is the latest.
@@ -146,7 +155,7 @@ func (c *Client) Transcript(ctx context.Context, id string, epoch, after int64) 
 	if after > 0 {
 		q.Set("after", strconv.FormatInt(after, 10))
 	}
-	return all[api.TranscriptItem](ctx, c, at("beads", id, "transcript"), q, 0)
+	return all[api.TranscriptItem](ctx, c, list{path: at("beads", id, "transcript"), query: q, cursor: "after", size: 200})
 }
 
 // LogLine is one line of a bead's log: exactly one of its fields is set.

@@ -24,7 +24,7 @@ func (c *Client) Ready(ctx context.Context) error {
 
 // Providers lists the model providers, never with their keys.
 func (c *Client) Providers(ctx context.Context) ([]api.Provider, error) {
-	return all[api.Provider](ctx, c, at("providers"), nil, 0)
+	return all[api.Provider](ctx, c, list{path: at("providers")})
 }
 
 // AddProvider adds a model provider or replaces the one of its name.
@@ -45,7 +45,7 @@ func (c *Client) CreateTown(ctx context.Context, t api.CreateTown) (api.Town, er
 
 // Towns lists the towns by name.
 func (c *Client) Towns(ctx context.Context) ([]api.TownItem, error) {
-	return all[api.TownItem](ctx, c, at("towns"), nil, 0)
+	return all[api.TownItem](ctx, c, list{path: at("towns"), cursor: "cursor", size: 500})
 }
 
 // Town returns a town by name or id.
@@ -77,7 +77,7 @@ func (c *Client) WaitTownGone(ctx context.Context, town string) error {
 
 // TownSettings shows every setting as it holds for the town.
 func (c *Client) TownSettings(ctx context.Context, town string) ([]api.Setting, error) {
-	return all[api.Setting](ctx, c, at("towns", town, "settings"), nil, 0)
+	return all[api.Setting](ctx, c, list{path: at("towns", town, "settings")})
 }
 
 // SetTown changes settings of a town.
@@ -116,12 +116,12 @@ func (c *Client) Usage(ctx context.Context, town string) (api.Usage, error) {
 
 // Runs lists the runs of a town that have not ended.
 func (c *Client) Runs(ctx context.Context, town string) ([]api.Run, error) {
-	return all[api.Run](ctx, c, at("towns", town, "runs"), nil, 0)
+	return all[api.Run](ctx, c, list{path: at("towns", town, "runs")})
 }
 
 // Agents lists the agents of a town.
 func (c *Client) Agents(ctx context.Context, town string) ([]api.Agent, error) {
-	return all[api.Agent](ctx, c, at("towns", town, "agents"), nil, 0)
+	return all[api.Agent](ctx, c, list{path: at("towns", town, "agents")})
 }
 
 // AddRig adds a rig; the server clones the repository before it answers.
@@ -131,7 +131,7 @@ func (c *Client) AddRig(ctx context.Context, town string, r api.AddRig) (api.Rig
 
 // Rigs lists the rigs of a town.
 func (c *Client) Rigs(ctx context.Context, town string) ([]api.Rig, error) {
-	return all[api.Rig](ctx, c, at("towns", town, "rigs"), nil, 0)
+	return all[api.Rig](ctx, c, list{path: at("towns", town, "rigs")})
 }
 
 // Rig returns a rig of a town.
@@ -141,7 +141,7 @@ func (c *Client) Rig(ctx context.Context, town, rig string) (api.Rig, error) {
 
 // RigSettings shows every setting as it holds for a rig.
 func (c *Client) RigSettings(ctx context.Context, town, rig string) ([]api.Setting, error) {
-	return all[api.Setting](ctx, c, at("towns", town, "settings"), url.Values{"rig": {rig}}, 0)
+	return all[api.Setting](ctx, c, list{path: at("towns", town, "settings"), query: url.Values{"rig": {rig}}})
 }
 
 // EditRig changes settings and gates of a rig.
@@ -159,13 +159,9 @@ func (c *Client) RemoveRig(ctx context.Context, town, rig string, force bool) er
 	return err
 }
 
-// FindRig lists the towns that have a rig of this name; "" lists all rigs.
+// FindRig lists the towns that have a rig of this name.
 func (c *Client) FindRig(ctx context.Context, rig string) ([]api.RigPlace, error) {
-	q := url.Values{}
-	if rig != "" {
-		q.Set("name", rig)
-	}
-	return all[api.RigPlace](ctx, c, at("rigs"), q, 0)
+	return all[api.RigPlace](ctx, c, list{path: at("rigs"), query: url.Values{"name": {rig}}})
 }
 
 // LedgerQuery selects entries of a ledger; zero fields select all.
@@ -192,10 +188,12 @@ func (c *Client) Ledger(ctx context.Context, town string, q LedgerQuery) ([]api.
 	if q.Kind != "" {
 		v.Set("kind", q.Kind)
 	}
+	cursor := "after"
 	if q.Desc {
 		v.Set("desc", "true")
+		cursor = "before"
 	}
-	return all[api.LedgerEntry](ctx, c, at("towns", town, "ledger"), v, q.Limit)
+	return all[api.LedgerEntry](ctx, c, list{path: at("towns", town, "ledger"), query: v, cursor: cursor, size: 500, limit: q.Limit})
 }
 
 // Events calls fn for each ledger entry after the given one, as it happens,

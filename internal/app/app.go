@@ -1,0 +1,301 @@
+// Package app puts a server together: store, vault, repositories, sandbox
+// driver, hall and HTTP server over one data directory.
+//
+//	DIR/admin.token      the admin token, 0600
+//	DIR/server.json      where the running server listens: {"url","pid"}
+//	DIR/gastown.db       the store; DIR/gastown.lock is held while it is open
+//	DIR/vault/           provider keys, git tokens, signing keys
+//	DIR/hub/             the bare repositories of all rigs
+//	DIR/sandboxes/       the disks of all towns
+//	DIR/runner.sock      where sandboxes dial
+//
+// Open takes the directory (a second server on it is refused and told who holds
+// it), Serve works until its context ends, Close gives everything back. Sandboxes
+// go on without the server; Drain ends them before. All three may be called once.
+//
+// Sandboxes reach the server through a unix socket in the data directory and not
+// through the port: the path stays the same over restarts, whatever the port.
+package app
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"gastown/internal/agent"
+	"gastown/internal/errs"
+	"gastown/internal/git/hub"
+	"gastown/internal/hall"
+	"gastown/internal/runner/wire"
+	"gastown/internal/sandbox/process"
+	"gastown/internal/server"
+	"gastown/internal/store"
+	"gastown/internal/town"
+	"gastown/internal/vault"
+)
+
+// Files in the data directory that other programs of this machine read.
+const (
+	ServerFile = "server.json"
+	TokenFile  = "admin.token"
+)
+
+// EnvPresets tells a runner where more agent presets are.
+const EnvPresets = "GASTOWN_PRESETS"
+
+// Location is the content of server.json.
+type Location struct {
+	URL string `json:"url"`
+	PID int    `json:"pid"`
+}
+
+// Config says how to serve. Data and Listen are required.
+type Config struct {
+	Data           string
+	Listen         string        // host:port; port 0 takes a free one
+	Settings       town.Settings // the server's defaults
+	Sandbox        string        // the driver; "" or "process"
+	PresetDir      string        // more agent presets; "" for none
+	NotifyCommand  string        // program that gets notices on its stdin; "" for none
+	NotifyPrivate  bool          // webhooks may go to private addresses
+	TLSCert        string        // files; both or none
+	TLSKey         string
+	InsecureListen bool   // allow listening beyond loopback without TLS or isolation
+	Program        string // runs inside sandboxes; "" is this program
+	Version        string
+	Log            *slog.Logger
+}
+
+// App is an open server.
+type App struct {
+	cfg     Config
+	log     *slog.Logger
+	dir     string
+	listen  net.Listener // for people
+	inside  net.Listener // for sandboxes
+	store   *store.SQLite
+	vault   *vault.Vault
+	hub     *hub.Hub
+	driver  *process.Driver
+	hall    *hall.Hall
+	server  *server.Server
+	url     string
+	created bool
+}
+
+// Open takes the data directory and the port, and makes all parts. Nothing runs
+// before Serve. On failure everything is given back.
+func Open(ctx context.Context, cfg Config) (_ *App, err error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	cfg.Settings = maps.Clone(cfg.Settings)
+	if cfg.NotifyCommand != "" {
+		if cfg.Settings == nil {
+			cfg.Settings = town.Settings{}
+		}
+		cfg.Settings["notify.command"] = "true"
+	}
+	a := &App{cfg: cfg, log: cfg.Log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	if a.dir, err = dataDir(cfg.Data); err != nil {
+		return nil, err
+	}
+	// The store's lock comes first: whoever holds it owns the directory.
+	if a.store, err = store.Open(ctx, a.dir, store.Options{}); err != nil {
+		return nil, err
+	}
+	if a.vault, err = vault.Open(filepath.Join(a.dir, "vault")); err != nil {
+		return nil, err
+	}
+	if a.hub, err = hub.Open(filepath.Join(a.dir, "hub"), a.vault, a.log); err != nil {
+		return nil, err
+	}
+	if a.driver, err = process.New(filepath.Join(a.dir, "sandboxes"), a.log); err != nil {
+		return nil, err
+	}
+	if err = a.listeners(); err != nil {
+		return nil, err
+	}
+	if err = a.wire(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// dataDir makes the directory and resolves links, so that a path in it is one.
+func dataDir(dir string) (string, error) {
+	if dir == "" {
+		return "", errs.New(errs.Invalid, "no data directory is given").WithHint("give --data DIR")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", errs.Wrap(errs.Invalid, err, "creating the data directory")
+	}
+	abs, err := filepath.Abs(dir)
+	if err == nil {
+		abs, err = filepath.EvalSymlinks(abs)
+	}
+	return abs, errs.Wrap(errs.Invalid, err, "the data directory")
+}
+
+func (c Config) check() error {
+	if c.Sandbox != "" && c.Sandbox != "process" {
+		return errs.New(errs.Invalid, "there is no sandbox driver %q", c.Sandbox).WithHint("use process")
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return errs.New(errs.Invalid, "TLS needs a certificate and a key").WithHint("give both --tls-cert and --tls-key")
+	}
+	for key, value := range c.Settings {
+		if err := town.CheckSetting(town.LevelServer, key, value); err != nil {
+			return err
+		}
+	}
+	return c.checkListen()
+}
+
+// checkListen refuses addresses that others can reach: with the process driver
+// agents run as the server's own user, and without TLS the token travels openly.
+func (c Config) checkListen() error {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return errs.New(errs.Invalid, "%q is not an address to listen on", c.Listen).WithHint("give --listen like 127.0.0.1:7070")
+	}
+	ip := net.ParseIP(host)
+	if c.InsecureListen || host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return errs.New(errs.Invalid, "%s can be reached from other machines, and agents run as your own user without isolation", c.Listen).
+		WithHint("listen on 127.0.0.1, or give --insecure-listen if you trust everybody who can reach it")
+}
+
+// wire makes hall and server over the parts.
+func (a *App) wire() error {
+	signer, err := server.LoadSigner(a.vault)
+	if err != nil {
+		return err
+	}
+	token, created, err := server.LoadOrCreateAdminToken(a.dir)
+	if err != nil {
+		return err
+	}
+	a.created = created
+	presets, err := agent.LoadPresets(a.cfg.PresetDir)
+	if err != nil {
+		return err
+	}
+	program := a.cfg.Program
+	if program == "" {
+		if program, err = os.Executable(); err != nil {
+			return errs.Wrap(errs.Internal, err, "finding this program")
+		}
+	}
+	limits := a.limits()
+	boot := strings.ToLower(rand.Text()[:16])
+	outside := &hall.Outside{
+		Driver: a.driver, Hub: a.hub, Vault: a.vault, Tokens: tokens{signer},
+		Notifier: a.messenger(),
+		Runner:   func(hall.TownRef, int64) (command, env []string) { return a.runner(program) },
+	}
+	a.hall = hall.New(hall.Config{
+		Store: a.store, Perform: outside, Boot: boot, Server: a.cfg.Settings, Limits: limits,
+		Driver: a.driver, Hub: a.hub, Log: a.log,
+	})
+	a.server, err = server.New(server.Config{
+		Hall: a.hall, Store: a.store, Hub: a.hub, Secrets: a.vault, Signer: signer, Presets: presets,
+		Info: server.Info{Version: a.cfg.Version, Boot: boot, StartedAt: time.Now(), Data: a.dir, Driver: "process",
+			Isolation: a.driver.Isolation(), Listen: a.url, MaxAwake: limits.MaxAwake},
+		AdminToken: token,
+		Metrics:    a.hall.Metrics(),
+		TLSCert:    a.cfg.TLSCert, TLSKey: a.cfg.TLSKey,
+		Git: a.gitHandler,
+		Log: a.log,
+	})
+	return err
+}
+
+// runner is what runs inside every sandbox.
+func (a *App) runner(program string) (command, env []string) {
+	env = []string{wire.EnvServer + "=unix://" + a.inside.Addr().String()}
+	if a.cfg.PresetDir != "" {
+		env = append(env, EnvPresets+"="+a.cfg.PresetDir)
+	}
+	return []string{program, "runner"}, env
+}
+
+// tokens lets the hall have sandbox tokens from the server's signer.
+type tokens struct{ signer *server.Signer }
+
+// Sandbox implements hall.Tokens.
+func (t tokens) Sandbox(_ context.Context, ref hall.TownRef, generation int64, issued town.Time) ([]byte, error) {
+	return []byte(t.signer.Token(ref.ID, ref.Owner, generation, issued)), nil
+}
+
+func (a *App) messenger() *hall.Messenger {
+	m := &hall.Messenger{Vault: a.vault, AllowPrivate: a.cfg.NotifyPrivate}
+	if a.cfg.NotifyCommand != "" {
+		m.Command = []string{a.cfg.NotifyCommand}
+	}
+	return m
+}
+
+// URL returns where people reach the server.
+func (a *App) URL() string { return a.url }
+
+// TokenPath returns the file with the admin token, and whether Open made it.
+func (a *App) TokenPath() (path string, created bool) {
+	return filepath.Join(a.dir, TokenFile), a.created
+}
+
+// Isolation says what agents can reach that they should not; "" for nothing.
+func (a *App) Isolation() string { return a.driver.Isolation() }
+
+// ReadLocation reads what a server left in its data directory.
+func ReadLocation(dir string) (Location, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, ServerFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Location{}, errs.New(errs.Unavailable, "no server was started with the data directory %s", dir).
+			WithHint("start one with: gastown serve --data DIR; or set GASTOWN_URL and GASTOWN_TOKEN")
+	}
+	if err != nil {
+		return Location{}, errs.Wrap(errs.Unavailable, err, "reading where the server is")
+	}
+	var l Location
+	if json.Unmarshal(raw, &l) != nil || l.URL == "" {
+		return Location{}, errs.New(errs.Unavailable, "%s can't be read", filepath.Join(dir, ServerFile)).
+			WithHint("restart the server, or set GASTOWN_URL and GASTOWN_TOKEN")
+	}
+	return l, nil
+}
+
+// writeLocation leaves it there, whole or not at all.
+func (a *App) writeLocation() error {
+	b, err := json.Marshal(Location{URL: a.url, PID: os.Getpid()})
+	if err != nil {
+		return errs.Wrap(errs.Internal, err, "encoding the server's address")
+	}
+	path := filepath.Join(a.dir, ServerFile)
+	if err := os.WriteFile(path+".new", append(b, '\n'), 0o600); err != nil {
+		return errs.Wrap(errs.Unavailable, err, "writing the server's address")
+	}
+	return errs.Wrap(errs.Unavailable, os.Rename(path+".new", path), "writing the server's address")
+}
+
+func (a *App) limits() store.Limits {
+	return store.Limits{MaxAwake: a.number("max_awake"), MaxStarting: a.number("max_starting")}
+}

@@ -1,0 +1,104 @@
+package app
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"gastown/internal/errs"
+	"gastown/internal/gateway"
+	"gastown/internal/town"
+)
+
+// maxSocket is a length of a socket's path that every system takes.
+const maxSocket = 100
+
+// listeners opens the port and the socket. The data directory is ours by now.
+func (a *App) listeners() error {
+	var err error
+	if a.listen, err = net.Listen("tcp", a.cfg.Listen); err != nil {
+		return errs.New(errs.Conflict, "can't listen on %s: %v", a.cfg.Listen, err).
+			WithHint("choose another port with --listen, or port 0 for a free one")
+	}
+	scheme := "http"
+	if a.cfg.TLSCert != "" {
+		scheme = "https"
+	}
+	a.url = scheme + "://" + reachable(a.listen.Addr())
+	path, err := socketPath(a.dir)
+	if err != nil {
+		return err
+	}
+	// A socket that is left of a server that died; the store's lock says that none lives.
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return errs.Wrap(errs.Unavailable, err, "removing the old socket for sandboxes")
+	}
+	if a.inside, err = net.Listen("unix", path); err != nil {
+		return errs.Wrap(errs.Unavailable, err, "opening the socket for sandboxes")
+	}
+	return errs.Wrap(errs.Unavailable, os.Chmod(path, 0o600), "closing the socket for sandboxes to others")
+}
+
+// reachable is an address to dial for one that is listened on.
+func reachable(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return addr.String()
+	}
+	host := tcp.IP.String()
+	if tcp.IP.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
+}
+
+// socketPath is DIR/runner.sock, or, where that is too long for a socket, a path
+// in the system's temporary directory that is made of DIR and the user, and that
+// belongs to the user alone.
+func socketPath(dir string) (string, error) {
+	if path := filepath.Join(dir, "runner.sock"); len(path) <= maxSocket {
+		return path, nil
+	}
+	sum := sha256.Sum256([]byte(dir))
+	parent := filepath.Join("/tmp", fmt.Sprintf("gastown-%d-%s", os.Getuid(), hex.EncodeToString(sum[:6])))
+	if err := os.Mkdir(parent, 0o700); err != nil && !os.IsExist(err) {
+		return "", errs.Wrap(errs.Unavailable, err, "making a directory for the socket for sandboxes")
+	}
+	st, err := os.Lstat(parent)
+	if err != nil {
+		return "", errs.Wrap(errs.Unavailable, err, "the directory of the socket for sandboxes")
+	}
+	owner, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || !st.IsDir() || int(owner.Uid) != os.Getuid() || st.Mode().Perm() != 0o700 {
+		return "", errs.New(errs.Forbidden, "%s is not a directory of yours alone", parent).WithHint("remove it, or use a data directory with a shorter path")
+	}
+	return filepath.Join(parent, "runner.sock"), nil
+}
+
+// gitHandler serves the repositories to sandboxes.
+func (a *App) gitHandler(p gateway.GitPolicy) http.Handler {
+	return gateway.NewGit(a.hub, p, nil, gateway.GitLimits{}, a.log)
+}
+
+// number resolves a server-wide setting.
+func (a *App) number(key string) int {
+	s, err := town.Lookup(key)
+	if err != nil {
+		panic(err) // the key stands in this package
+	}
+	text := s.Default
+	if v, ok := a.cfg.Settings[key]; ok {
+		text = v
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		panic(err) // checked by Config.check, or a default
+	}
+	return n
+}

@@ -1,0 +1,205 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"gastown/internal/errs"
+	"gastown/internal/store"
+	"gastown/internal/town"
+)
+
+// Names under which the server itself puts towns to sleep, so that the next one
+// knows what to undo.
+const (
+	stopActor       = "server stop"
+	stopPausedActor = "server stop of a paused town"
+)
+
+const (
+	// finishFor is how long effects under way may take when the server stops.
+	finishFor = 10 * time.Second
+	// answerFor is how long requests under way may take then.
+	answerFor = 5 * time.Second
+	// drainLook is how often a drain looks at what is left.
+	drainLook = 200 * time.Millisecond
+	// drainMax ends a drain: the longest drain_timeout and stop_grace that make
+	// sense to wait for at a terminal.
+	drainMax = 5 * time.Minute
+)
+
+// Serve answers and runs towns until ctx ends, then stops in order: streams and
+// long polls end, requests finish, effects under way finish. Sandboxes go on.
+func (a *App) Serve(ctx context.Context) error {
+	if err := a.writeLocation(); err != nil {
+		return err
+	}
+	a.hall.Start(context.WithoutCancel(ctx))
+	a.undoDrain(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	inside := make(chan error, 1)
+	go func() {
+		defer cancel() // one without the other is no server
+		inside <- a.serveInside(ctx)
+	}()
+	err := a.server.Serve(ctx, a.listen)
+	cancel()
+	err = errors.Join(err, <-inside)
+	end, stop := context.WithTimeout(context.WithoutCancel(ctx), finishFor)
+	defer stop()
+	a.hall.Stop(end)
+	return err
+}
+
+// serveInside answers sandboxes: the same handler, without TLS.
+func (a *App) serveInside(ctx context.Context) error {
+	srv := &http.Server{Handler: a.server.Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(a.inside) }()
+	select {
+	case err := <-done:
+		return errs.Wrap(errs.Unavailable, err, "serving sandboxes")
+	case <-ctx.Done():
+	}
+	a.server.Stop()
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerFor)
+	defer cancel()
+	if srv.Shutdown(end) != nil {
+		// What did not finish in time is cut off; the runner tries again.
+		_ = srv.Close()
+	}
+	<-done
+	return nil
+}
+
+// Drain puts all sandboxes to sleep and waits until they are, or ctx ends. The
+// towns go on when the next server starts. Serve must be running. progress is
+// called with the number of sandboxes that are left whenever it changes.
+func (a *App) Drain(ctx context.Context, progress func(left int)) error {
+	ctx, cancel := context.WithTimeout(ctx, drainMax)
+	defer cancel()
+	last := -1
+	asked := map[string]bool{}
+	for {
+		heads, err := a.store.AwakeTowns(ctx)
+		if err != nil {
+			return err
+		}
+		if len(heads) != last {
+			last = len(heads)
+			progress(last)
+		}
+		if last == 0 {
+			return nil
+		}
+		for _, h := range heads {
+			if !asked[h.ID] {
+				if err := a.putToSleep(ctx, h); err != nil {
+					return err
+				}
+				asked[h.ID] = true
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return errs.New(errs.Unavailable, "%d sandboxes are still awake", last).WithHint("the next server finds them")
+		case <-time.After(drainLook):
+		}
+	}
+}
+
+func (a *App) putToSleep(ctx context.Context, h store.Head) error {
+	var mode town.Mode
+	err := a.hall.View(ctx, h.ID, func(t *town.Town, _ time.Time) error {
+		mode = t.Info().Mode
+		return nil
+	})
+	if errs.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	by := stopActor
+	switch mode {
+	case town.ModeActive:
+	case town.ModePaused:
+		by = stopPausedActor
+	default:
+		return nil // asleep or being deleted already
+	}
+	return a.hall.Do(ctx, h.ID, town.Pause{By: by, Now: true})
+}
+
+// undoDrain makes towns go on that the last server put to sleep when it stopped.
+// A town that can't is told of and stays asleep, where a person can resume it.
+func (a *App) undoDrain(ctx context.Context) {
+	after := ""
+	for {
+		heads, err := a.store.Heads(ctx, after, 500)
+		if err != nil || len(heads) == 0 {
+			a.warn("the towns that the last stop put to sleep can't be listed", "", err)
+			return
+		}
+		for _, h := range heads {
+			after = h.Name
+			if h.Status == "paused" {
+				a.warn("a town that the last stop put to sleep could not be resumed", h.Name, a.undo(ctx, h))
+			}
+		}
+	}
+}
+
+func (a *App) undo(ctx context.Context, h store.Head) error {
+	var info town.Info
+	err := a.hall.View(ctx, h.ID, func(t *town.Town, _ time.Time) error {
+		info = t.Info()
+		return nil
+	})
+	if err != nil || info.Mode != town.ModeSleeping || info.ModeBy != stopActor && info.ModeBy != stopPausedActor {
+		return err
+	}
+	if info.ModeBy == stopPausedActor {
+		return a.hall.Do(ctx, h.ID, town.Pause{By: "server start"})
+	}
+	return a.hall.Do(ctx, h.ID, town.Resume{By: "server start"})
+}
+
+func (a *App) warn(text, name string, err error) {
+	if err != nil {
+		a.log.Warn(text, "town", name, "err", err)
+	}
+}
+
+// Close gives everything back. server.json stays: a command that finds nobody
+// at its address says so.
+func (a *App) Close() error {
+	var all []error
+	if a.hall != nil {
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		a.hall.Stop(ended)
+	}
+	if a.listen != nil {
+		// Serve has closed it already in the ordinary case.
+		_ = a.listen.Close()
+	}
+	if a.inside != nil {
+		_ = a.inside.Close() // likewise
+	}
+	if a.driver != nil {
+		all = append(all, a.driver.Close())
+	}
+	if a.vault != nil {
+		all = append(all, a.vault.Close())
+	}
+	if a.store != nil {
+		all = append(all, a.store.Close())
+	}
+	return errors.Join(all...)
+}
