@@ -17,6 +17,7 @@ type index struct {
 	dependents map[string]map[string]struct{} // by blocker
 	open       int                            // beads that are not terminal
 	runsByRig  map[string]int
+	bulk       bool // being rebuilt: queues are sorted at the end
 }
 
 func newIndex() index {
@@ -42,6 +43,14 @@ func (q *queue) add(t ticket) {
 	if i, found := slices.BinarySearchFunc(*q, t, ticket.compare); !found {
 		*q = slices.Insert(*q, i, t)
 	}
+}
+
+func (ix *index) put(q *queue, k ticket) {
+	if ix.bulk {
+		*q = append(*q, k)
+		return
+	}
+	q.add(k)
 }
 
 func (q *queue) remove(t ticket) {
@@ -107,11 +116,11 @@ func (t *Town) shelve(b *Bead) {
 	s, k := t.place(b)
 	switch s {
 	case shelfReady:
-		t.ix.queueOf(t.ix.ready, b.Rig).add(k)
+		t.ix.put(t.ix.queueOf(t.ix.ready, b.Rig), k)
 	case shelfDelayed:
-		t.ix.delayed.add(k)
+		t.ix.put(&t.ix.delayed, k)
 	case shelfReview:
-		t.ix.queueOf(t.ix.review, b.Rig).add(k)
+		t.ix.put(t.ix.queueOf(t.ix.review, b.Rig), k)
 	case shelfMerging:
 		t.ix.merging[b.Rig] = b.ID
 	case shelfWaiting:
@@ -190,11 +199,19 @@ func (t *Town) linkBlockers(b *Bead) {
 // reindex rebuilds everything that is derived.
 func (t *Town) reindex() {
 	t.ix = newIndex()
+	t.ix.bulk = true
 	for _, b := range t.beads {
 		t.linkBlockers(b)
 	}
 	for _, b := range t.beads {
 		t.shelve(b)
+	}
+	t.ix.bulk = false
+	slices.SortFunc(t.ix.delayed, ticket.compare)
+	for _, m := range []map[string]*queue{t.ix.ready, t.ix.review} {
+		for _, q := range m {
+			slices.SortFunc(*q, ticket.compare)
+		}
 	}
 	for _, r := range t.runs {
 		t.ix.runsByRig[r.Rig]++

@@ -101,17 +101,25 @@ var table = []Setting{
 	{"work.max_attempts", "5", everywhere, "charged failures after which a bead fails", kindInt, 1, 100},
 }
 
+var byKey = func() map[string]int {
+	m := make(map[string]int, len(table))
+	for i, s := range table {
+		m[s.Key] = i
+	}
+	return m
+}()
+
 // Table returns all settings, sorted by key.
 func Table() []Setting { return slices.Clone(table) }
 
 // Lookup returns the setting of a key, or an Invalid error that names the
 // nearest key.
 func Lookup(key string) (Setting, error) {
+	if i, ok := byKey[key]; ok {
+		return table[i], nil
+	}
 	best, bestDist := "", 1<<30
 	for _, s := range table {
-		if s.Key == key {
-			return s, nil
-		}
 		if d := distance(key, s.Key); d < bestDist {
 			best, bestDist = s.Key, d
 		}
