@@ -165,7 +165,11 @@ func alive(pid int) bool {
 // agent, so it is looked for again and again.
 func (f *fakeTown) awaitFile(name string) {
 	f.t.Helper()
-	path := filepath.Join(f.disk, "work", "app", theBead, name)
+	f.awaitPath(filepath.Join(f.disk, "work", "app", theBead, name))
+}
+
+func (f *fakeTown) awaitPath(path string) {
+	f.t.Helper()
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
 	end := time.NewTimer(patience)
@@ -177,7 +181,7 @@ func (f *fakeTown) awaitFile(name string) {
 		select {
 		case <-again.C:
 		case <-end.C:
-			f.t.Fatalf("the agent never made %s", name)
+			f.t.Fatalf("nobody made %s", path)
 		}
 	}
 }
