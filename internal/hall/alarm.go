@@ -83,7 +83,7 @@ func (a *alarm) loop(ctx context.Context, stopped chan struct{}) {
 		case <-ctx.Done():
 		case <-a.poked:
 		case ref := <-exits:
-			a.h.spawn(func() { a.h.exited(ref) })
+			a.h.spawn(func() { a.h.Exited(ref) })
 		}
 		stop()
 	}

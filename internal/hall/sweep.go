@@ -167,8 +167,8 @@ func (h *Hall) sweepSlots(ctx context.Context, suspect func(string, time.Duratio
 	return nil
 }
 
-// exited passes on the driver's word that a generation ended, when that is news.
-func (h *Hall) exited(ref sandbox.Ref) {
+// Exited passes on the driver's word that a generation ended, when that is news.
+func (h *Hall) Exited(ref sandbox.Ref) {
 	ctx, cancel := context.WithTimeout(h.background, time.Minute)
 	defer cancel()
 	head, err := h.cfg.Store.Head(ctx, ref.Town)
