@@ -75,10 +75,13 @@ func (t *Town) why(b *Bead, now Time) Reason {
 	if w := t.bookWaits(b, now); w.Kind != "" {
 		return w
 	}
-	if w := t.rigWaits(r, now); w.Kind != "" {
-		return w
+	w := t.rigWaits(r, now)
+	if w.Kind == "" || w.Kind == waitFetch { // nobody fetches for a bead that has to wait anyway
+		if own := t.beadWaits(b, r, now); own.Kind != "" {
+			return own
+		}
 	}
-	if w := t.beadWaits(b, r, now); w.Kind != "" {
+	if w.Kind != "" {
 		return w
 	}
 	return Reason{State: Runnable, Text: "it is next"}
