@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -176,24 +177,18 @@ func (p *privateIndex) fill(ctx context.Context, maxFile int64, last string) (le
 	if len(add)+len(changed) == 0 {
 		return left, nil
 	}
-	bad := p.take(ctx, append(add, changed...))
+	paths := append(add, changed...)
+	before := stampsOf(p.tree.dir, paths)
+	bad := p.take(ctx, paths)
+	if torn := before.moved(p.tree.dir); len(torn) > 0 {
+		// They changed while they were read: one more try, then they stay at
+		// their last stored content.
+		before = stampsOf(p.tree.dir, torn)
+		bad = append(bad, p.take(ctx, torn)...)
+		bad = append(bad, before.moved(p.tree.dir)...)
+	}
 	if ctx.Err() != nil {
 		return left, ctx.Err()
-	}
-	// What changed while it was read differs again: one more try, then it stays
-	// at its last stored content.
-	torn, err := p.list(ctx, "diff-files", "-z", "--name-only", "--ignore-submodules=dirty")
-	if err != nil {
-		return left, err
-	}
-	torn = slices.DeleteFunc(torn, func(s string) bool { return slices.Contains(bad, s) })
-	if len(torn) > 0 {
-		bad = append(bad, p.take(ctx, torn)...)
-		again, err := p.list(ctx, "diff-files", "-z", "--name-only", "--ignore-submodules=dirty")
-		if err != nil {
-			return left, err
-		}
-		bad = append(bad, again...)
 	}
 	slices.Sort(bad)
 	bad = slices.Compact(bad)
@@ -201,6 +196,38 @@ func (p *privateIndex) fill(ctx context.Context, maxFile int64, last string) (le
 		left = append(left, path+": it changes while it is read, or can't be read")
 	}
 	return left, p.restore(ctx, bad, last)
+}
+
+// stamps are what the file system says of files at one moment, finer than git
+// looks: its own comparison takes whole seconds.
+type stamps map[string]string
+
+func stampsOf(dir string, paths []string) stamps {
+	s := make(stamps, len(paths))
+	for _, p := range paths {
+		s[p] = stamp(filepath.Join(dir, filepath.FromSlash(p)))
+	}
+	return s
+}
+
+func stamp(path string) string {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return "gone"
+	}
+	return fmt.Sprint(st.Mode(), st.Size(), st.ModTime().UnixNano())
+}
+
+// moved lists the files that are not as they were.
+func (s stamps) moved(dir string) []string {
+	var out []string
+	for p, was := range s {
+		if stamp(filepath.Join(dir, filepath.FromSlash(p))) != was {
+			out = append(out, p)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // sift keeps back untracked files that are too large and repositories inside
