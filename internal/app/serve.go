@@ -5,9 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"time"
 
 	"gastown/internal/errs"
+	"gastown/internal/sandbox"
+	"gastown/internal/sandbox/process"
 	"gastown/internal/store"
 	"gastown/internal/town"
 )
@@ -202,4 +205,22 @@ func (a *App) Close() error {
 		all = append(all, a.store.Close())
 	}
 	return errors.Join(all...)
+}
+
+// StopSandboxes ends the sandboxes that a server which is gone left running in
+// its data directory, and everything that belongs to them. Disks stay.
+func StopSandboxes(ctx context.Context, data string, grace time.Duration) error {
+	d, err := process.New(filepath.Join(data, "sandboxes"), nil)
+	if err != nil {
+		return err
+	}
+	all := []error{}
+	list, err := d.List(ctx)
+	all = append(all, err)
+	for _, s := range list {
+		if s.State != sandbox.Gone {
+			all = append(all, d.Stop(ctx, s.Ref, grace))
+		}
+	}
+	return errors.Join(append(all, d.Close())...)
 }

@@ -287,7 +287,7 @@ func problem(res *http.Response, body []byte) *errs.Error {
 			e.Message = p.Title
 		}
 		for i, d := range p.Errors {
-			if i < 5 && d.Message != "" && d.Message != p.Detail {
+			if i < 5 && d.Message != "" && !strings.Contains(e.Message, d.Message) {
 				e.Message += "; " + strings.TrimSpace(d.Location+" "+d.Message)
 			}
 		}
