@@ -22,7 +22,9 @@ const (
 	normalUrgency = 2
 )
 
-type beadPath struct {
+// BeadPath is the parameter that names a bead. It is exported for
+// the framework, which passes over others when they are embedded.
+type BeadPath struct {
 	Bead string `path:"bead" doc:"A bead's id, such as web-k3x9a."`
 }
 
@@ -53,8 +55,8 @@ func (s *Server) registerBeads() {
 }
 
 type createBeadIn struct {
-	townPath
-	idemKey
+	TownPath
+	IdemKey
 }
 
 // createBead is the busiest creating call: its body is decoded once, and what
@@ -80,7 +82,7 @@ func (s *Server) createBead(ctx context.Context, in *createBeadIn) (*raw, error)
 				return nil, err
 			}
 		}
-		out, err := s.createIn(ctx, p, req, in.idemKey)
+		out, err := s.createIn(ctx, p, req, in.IdemKey)
 		if err == nil || !known || errs.Is(err, errs.Unavailable) || errs.Is(err, errs.Overloaded) {
 			return out, err
 		}
@@ -109,7 +111,7 @@ func (s *Server) findPlace(ctx context.Context, nameOrID string) (place, error) 
 	return p, nil
 }
 
-func (s *Server) createIn(ctx context.Context, p place, req api.CreateBead, k idemKey) (*raw, error) {
+func (s *Server) createIn(ctx context.Context, p place, req api.CreateBead, k IdemKey) (*raw, error) {
 	cmd := town.CreateBead{By: callOf(ctx).who, ID: req.ID, Rig: req.Rig, Title: req.Title, Body: req.Body, Priority: normalUrgency,
 		Labels: req.Labels, BlockedBy: req.BlockedBy, Staged: req.Staged, Settings: req.Settings}
 	if req.Priority != nil {
@@ -167,8 +169,8 @@ func newBeadID(prefix string) string {
 }
 
 type listBeadsIn struct {
-	townPath
-	pageIn
+	TownPath
+	PageIn
 	Status string `query:"status" enum:"open,in_progress,in_review,closed,failed,cancelled" doc:"Only those of this status."`
 	Rig    string `query:"rig"`
 	Label  string `query:"label"`
@@ -218,7 +220,7 @@ type beadOut struct {
 	Body api.Bead
 }
 
-func (s *Server) getBead(ctx context.Context, in *beadPath) (*beadOut, error) {
+func (s *Server) getBead(ctx context.Context, in *BeadPath) (*beadOut, error) {
 	out := &beadOut{}
 	return out, s.viewBead(ctx, in.Bead, func(t *town.Town, now time.Time, b town.Bead) error {
 		out.Body = beadView(t, now, b, inFull)
@@ -228,7 +230,7 @@ func (s *Server) getBead(ctx context.Context, in *beadPath) (*beadOut, error) {
 }
 
 type editBeadIn struct {
-	beadPath
+	BeadPath
 	IfMatch string `header:"If-Match" doc:"The etag that was read: the edit is refused with 412 when someone else edited meanwhile."`
 	Body    api.EditBead
 }
@@ -262,10 +264,10 @@ func (s *Server) editBead(ctx context.Context, in *editBeadIn) (*beadOut, error)
 	if err != nil {
 		return nil, err
 	}
-	return s.getBead(ctx, &in.beadPath)
+	return s.getBead(ctx, &in.BeadPath)
 }
 
-func (s *Server) whyBead(ctx context.Context, in *beadPath) (*body[api.Reason], error) {
+func (s *Server) whyBead(ctx context.Context, in *BeadPath) (*body[api.Reason], error) {
 	id, err := s.townOfBead(ctx, in.Bead)
 	if err != nil {
 		return nil, err
@@ -274,8 +276,8 @@ func (s *Server) whyBead(ctx context.Context, in *beadPath) (*body[api.Reason], 
 }
 
 type actIn struct {
-	beadPath
-	idemKey
+	BeadPath
+	IdemKey
 	Body *api.WithReason
 }
 
@@ -286,12 +288,12 @@ func (s *Server) act(input func(by, bead, reason string) town.Input) func(contex
 		if in.Body != nil {
 			reason = in.Body.Reason
 		}
-		return s.commitBead(ctx, in.Bead, in.idemKey, input(callOf(ctx).who, in.Bead, reason))
+		return s.commitBead(ctx, in.Bead, in.IdemKey, input(callOf(ctx).who, in.Bead, reason))
 	}
 }
 
 // commitBead hands an input to the town of a bead and shows the bead.
-func (s *Server) commitBead(ctx context.Context, bead string, k idemKey, in town.Input) (*raw, error) {
+func (s *Server) commitBead(ctx context.Context, bead string, k IdemKey, in town.Input) (*raw, error) {
 	if err := k.check(); err != nil {
 		return nil, err
 	}
@@ -306,35 +308,35 @@ func (s *Server) commitBead(ctx context.Context, bead string, k idemKey, in town
 }
 
 type nudgeIn struct {
-	beadPath
-	idemKey
+	BeadPath
+	IdemKey
 	Body api.Nudge
 }
 
 func (s *Server) nudgeBead(ctx context.Context, in *nudgeIn) (*raw, error) {
-	return s.commitBead(ctx, in.Bead, in.idemKey, town.NudgeBead{By: callOf(ctx).who, Bead: in.Bead, Text: in.Body.Text})
+	return s.commitBead(ctx, in.Bead, in.IdemKey, town.NudgeBead{By: callOf(ctx).who, Bead: in.Bead, Text: in.Body.Text})
 }
 
 type addBlockerIn struct {
-	beadPath
-	idemKey
+	BeadPath
+	IdemKey
 	Body api.Blocker
 }
 
 func (s *Server) addBlocker(ctx context.Context, in *addBlockerIn) (*raw, error) {
-	return s.commitBead(ctx, in.Bead, in.idemKey, town.DependBead{By: callOf(ctx).who, Bead: in.Bead, On: in.Body.On})
+	return s.commitBead(ctx, in.Bead, in.IdemKey, town.DependBead{By: callOf(ctx).who, Bead: in.Bead, On: in.Body.On})
 }
 
 type removeBlockerIn struct {
-	beadPath
+	BeadPath
 	On string `path:"on" doc:"The bead that is waited for."`
 }
 
 func (s *Server) removeBlocker(ctx context.Context, in *removeBlockerIn) (*raw, error) {
-	return s.commitBead(ctx, in.Bead, idemKey{}, town.DependBead{By: callOf(ctx).who, Bead: in.Bead, On: in.On, Remove: true})
+	return s.commitBead(ctx, in.Bead, IdemKey{}, town.DependBead{By: callOf(ctx).who, Bead: in.Bead, On: in.On, Remove: true})
 }
 
-func (s *Server) diffBead(ctx context.Context, in *beadPath) (*body[api.Diff], error) {
+func (s *Server) diffBead(ctx context.Context, in *BeadPath) (*body[api.Diff], error) {
 	out := &body[api.Diff]{}
 	var repo hub.ID
 	err := s.viewBead(ctx, in.Bead, func(t *town.Town, _ time.Time, b town.Bead) error {

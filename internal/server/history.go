@@ -20,7 +20,7 @@ func (s *Server) registerHistory() {
 	add(s, op{method: "GET", path: "/towns/{town}/ledger", id: "ledger", tag: tag, summary: "Read the ledger of a town", errors: []int{404}}, s.ledger)
 }
 
-func (s *Server) beadRuns(ctx context.Context, in *beadPath) (*body[api.List[api.Run]], error) {
+func (s *Server) beadRuns(ctx context.Context, in *BeadPath) (*body[api.List[api.Run]], error) {
 	out := &body[api.List[api.Run]]{}
 	return out, s.viewBead(ctx, in.Bead, func(t *town.Town, _ time.Time, b town.Bead) error {
 		out.Body.Items = beadRuns(t, b)
@@ -29,7 +29,7 @@ func (s *Server) beadRuns(ctx context.Context, in *beadPath) (*body[api.List[api
 }
 
 type transcriptIn struct {
-	beadPath
+	BeadPath
 	Epoch  int64 `query:"epoch" minimum:"0" doc:"Of the run; default the latest."`
 	After  int64 `query:"after" minimum:"0" doc:"Begin after this seq."`
 	Cursor int64 `query:"cursor" minimum:"0" doc:"next of the page before."`
@@ -63,7 +63,7 @@ func (s *Server) transcript(ctx context.Context, in *transcriptIn) (*body[api.Li
 	return out, nil
 }
 
-func (s *Server) listRuns(ctx context.Context, in *townPath) (*body[api.List[api.Run]], error) {
+func (s *Server) listRuns(ctx context.Context, in *TownPath) (*body[api.List[api.Run]], error) {
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func (s *Server) listRuns(ctx context.Context, in *townPath) (*body[api.List[api
 	})
 }
 
-func (s *Server) listAgents(ctx context.Context, in *townPath) (*body[api.List[api.Agent]], error) {
+func (s *Server) listAgents(ctx context.Context, in *TownPath) (*body[api.List[api.Agent]], error) {
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func (s *Server) listAgents(ctx context.Context, in *townPath) (*body[api.List[a
 }
 
 type ledgerIn struct {
-	townPath
+	TownPath
 	After   int64  `query:"after" minimum:"0" doc:"Only entries after this seq."`
 	Before  int64  `query:"before" minimum:"0" doc:"Only entries before this seq."`
 	Cursor  int64  `query:"cursor" minimum:"0" doc:"next of the page before."`

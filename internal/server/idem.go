@@ -15,13 +15,14 @@ import (
 
 const maxKey = 200
 
-// idemKey is the parameter of creating calls.
-type idemKey struct {
+// IdemKey is the parameter of creating calls. It is exported for the framework,
+// which passes over others when they are embedded.
+type IdemKey struct {
 	Key string `header:"Idempotency-Key" maxLength:"200" doc:"Any text that is unique for this request: a repeat gets the first answer instead of acting twice."`
 }
 
 // check validates the key, which may be empty.
-func (k idemKey) check() error {
+func (k IdemKey) check() error {
 	if len(k.Key) > maxKey {
 		return errs.New(errs.Invalid, "the Idempotency-Key is longer than %d bytes", maxKey)
 	}
@@ -73,7 +74,7 @@ func encode(v any) []byte {
 
 // commit hands an input to a town and answers with what view makes of the town
 // that the input left. With a key the answer is recorded in the same commit.
-func (s *Server) commit(ctx context.Context, townID string, in town.Input, k idemKey, hash string, status int,
+func (s *Server) commit(ctx context.Context, townID string, in town.Input, k IdemKey, hash string, status int,
 	view func(*town.Town) any) (*raw, error) {
 	if k.Key != "" {
 		status, body, replayed, err := s.hall.DoIdem(ctx, townID, in, k.Key, hash,
@@ -95,7 +96,7 @@ func (s *Server) commit(ctx context.Context, townID string, in town.Input, k ide
 
 // recorded answers a repeat from the record of a scope: a town's id, or "" for
 // the server's own.
-func (s *Server) recorded(ctx context.Context, scope string, k idemKey, hash string) (*raw, error) {
+func (s *Server) recorded(ctx context.Context, scope string, k IdemKey, hash string) (*raw, error) {
 	if k.Key == "" {
 		return nil, nil
 	}
@@ -110,7 +111,7 @@ func (s *Server) recorded(ctx context.Context, scope string, k idemKey, hash str
 }
 
 // record keeps the answer to a request that changed no town.
-func (s *Server) record(ctx context.Context, k idemKey, hash string, v any) (*raw, error) {
+func (s *Server) record(ctx context.Context, k IdemKey, hash string, v any) (*raw, error) {
 	out := rawAnswer(http.StatusCreated, encode(v), false)
 	if k.Key == "" {
 		return out, nil

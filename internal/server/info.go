@@ -74,7 +74,7 @@ func (s *Server) describeServer(ctx context.Context, _ *struct{}) (*body[api.Ser
 }
 
 type addProviderIn struct {
-	idemKey
+	IdemKey
 	Body api.CreateProvider
 }
 
@@ -91,7 +91,7 @@ func (s *Server) addProvider(ctx context.Context, in *addProviderIn) (*raw, erro
 		return nil, err
 	}
 	hash := digest(ctx, "add-provider")
-	if done, err := s.recorded(ctx, "", in.idemKey, hash); done != nil || err != nil {
+	if done, err := s.recorded(ctx, "", in.IdemKey, hash); done != nil || err != nil {
 		return done, err
 	}
 	b := in.Body
@@ -103,7 +103,7 @@ func (s *Server) addProvider(ctx context.Context, in *addProviderIn) (*raw, erro
 	if err != nil {
 		return nil, err
 	}
-	return s.record(ctx, in.idemKey, hash, providerView(p))
+	return s.record(ctx, in.IdemKey, hash, providerView(p))
 }
 
 func (s *Server) listProviders(context.Context, *struct{}) (*body[api.List[api.Provider]], error) {

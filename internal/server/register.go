@@ -59,7 +59,7 @@ func (s *Server) describe(o op) huma.Operation {
 		OperationID: o.id, Method: o.method, Path: base + o.path, Summary: o.summary, Description: o.detail, Tags: []string{o.tag},
 		DefaultStatus: o.status, Security: []map[string][]string{{"bearer": {}}}, Responses: map[string]*huma.Response{},
 		// The middleware has read the body already, within its limit and deadline.
-		BodyReadTimeout: -1, MaxBodyBytes: -1,
+		BodyReadTimeout: -1, MaxBodyBytes: -1, SkipValidateBody: o.raw != nil,
 	}
 	if h.DefaultStatus == 0 {
 		h.DefaultStatus = http.StatusOK

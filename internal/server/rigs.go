@@ -19,8 +19,10 @@ const (
 	maxGitToken = 16 << 10
 )
 
-type rigPath struct {
-	townPath
+// RigPath are the parameters that name a rig. It is exported for
+// the framework, which passes over others when they are embedded.
+type RigPath struct {
+	TownPath
 	Rig string `path:"rig"`
 }
 
@@ -38,8 +40,8 @@ func (s *Server) registerRigs() {
 }
 
 type addRigIn struct {
-	townPath
-	idemKey
+	TownPath
+	IdemKey
 	Body api.AddRig
 }
 
@@ -95,7 +97,7 @@ func (s *Server) addRig(ctx context.Context, in *addRigIn) (*raw, error) {
 	}
 	defer unlock()
 	hash := digest(ctx, "add-rig", id)
-	if done, err := s.recorded(ctx, id, in.idemKey, hash); done != nil || err != nil {
+	if done, err := s.recorded(ctx, id, in.IdemKey, hash); done != nil || err != nil {
 		return done, err
 	}
 	if rig.Settings, err = s.fitRig(ctx, id, rig); err != nil {
@@ -112,7 +114,7 @@ func (s *Server) addRig(ctx context.Context, in *addRigIn) (*raw, error) {
 		return nil, s.undoRig(ctx, repo, rig.Secret, false, err)
 	}
 	s.places.drop(in.Town)
-	out, err := s.commit(ctx, id, town.AddRig{By: callOf(ctx).who, Rig: rig}, in.idemKey, hash, 201, func(t *town.Town) any {
+	out, err := s.commit(ctx, id, town.AddRig{By: callOf(ctx).who, Rig: rig}, in.IdemKey, hash, 201, func(t *town.Town) any {
 		added, _ := t.Rig(rig.Name) // the input put it there
 		return rigView(t, added)
 	})
@@ -203,7 +205,7 @@ func (s *Server) undoRig(ctx context.Context, repo hub.ID, secret string, cloned
 	return why
 }
 
-func (s *Server) listRigs(ctx context.Context, in *townPath) (*body[api.List[api.Rig]], error) {
+func (s *Server) listRigs(ctx context.Context, in *TownPath) (*body[api.List[api.Rig]], error) {
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -215,7 +217,7 @@ func (s *Server) listRigs(ctx context.Context, in *townPath) (*body[api.List[api
 	})
 }
 
-func (s *Server) getRig(ctx context.Context, in *rigPath) (*body[api.Rig], error) {
+func (s *Server) getRig(ctx context.Context, in *RigPath) (*body[api.Rig], error) {
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -233,7 +235,7 @@ func (s *Server) showRig(ctx context.Context, townID, rig string) (*body[api.Rig
 }
 
 type editRigIn struct {
-	rigPath
+	RigPath
 	Body api.EditRig
 }
 
@@ -257,7 +259,7 @@ func (s *Server) editRig(ctx context.Context, in *editRigIn) (*body[api.Rig], er
 }
 
 type dropRigIn struct {
-	rigPath
+	RigPath
 	Force bool `query:"force" doc:"Cancel its open beads."`
 }
 

@@ -117,9 +117,9 @@ func (s *Server) follow(ctx context.Context, townID string, out *sse, look func(
 }
 
 type eventsIn struct {
-	townPath
+	TownPath
 	LastEventID string `header:"Last-Event-ID" doc:"Resume after this entry."`
-	After       int64  `query:"after" minimum:"0" default:"-1" doc:"Begin after this entry; 0 for all there are."`
+	After       int64  `query:"after" minimum:"-1" default:"-1" doc:"Begin after this entry; 0 for all there are, -1 for what happens next."`
 }
 
 func (s *Server) events(ctx context.Context, in *eventsIn) (*huma.StreamResponse, error) {
@@ -171,7 +171,7 @@ func (s *Server) sendLedger(ctx context.Context, out *sse, townID string, after 
 }
 
 type logsIn struct {
-	beadPath
+	BeadPath
 	Until       string `query:"until" enum:"end" doc:"end: finish when the bead is terminal."`
 	LastEventID string `header:"Last-Event-ID" doc:"Resume after this event."`
 }

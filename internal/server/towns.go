@@ -11,7 +11,9 @@ import (
 	"gastown/internal/town"
 )
 
-type townPath struct {
+// TownPath is the parameter that names a town. It is exported for
+// the framework, which passes over others when they are embedded.
+type TownPath struct {
 	Town string `path:"town" doc:"Name or id of a town."`
 }
 
@@ -41,7 +43,7 @@ func (s *Server) registerTowns() {
 }
 
 type createTownIn struct {
-	idemKey
+	IdemKey
 	Body api.CreateTown
 }
 
@@ -73,12 +75,14 @@ func (s *Server) createTown(ctx context.Context, in *createTownIn) (*raw, error)
 	return rawAnswer(http.StatusCreated, encode(out.Body), false), nil
 }
 
-type pageIn struct {
+// PageIn are the parameters of a list. It is exported for
+// the framework, which passes over others when they are embedded.
+type PageIn struct {
 	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"How many items at most."`
 	Cursor string `query:"cursor" maxLength:"200" doc:"next of the page before."`
 }
 
-func (s *Server) listTowns(ctx context.Context, in *pageIn) (*body[api.List[api.TownItem]], error) {
+func (s *Server) listTowns(ctx context.Context, in *PageIn) (*body[api.List[api.TownItem]], error) {
 	heads, err := s.store.Heads(ctx, in.Cursor, in.Limit+1)
 	if err != nil {
 		return nil, err
@@ -105,7 +109,7 @@ func (s *Server) showTown(ctx context.Context, id string) (*body[api.Town], erro
 	})
 }
 
-func (s *Server) getTown(ctx context.Context, in *townPath) (*body[api.Town], error) {
+func (s *Server) getTown(ctx context.Context, in *TownPath) (*body[api.Town], error) {
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -125,7 +129,7 @@ func (s *Server) change(ctx context.Context, name string, in town.Input) (*body[
 	return s.showTown(ctx, id)
 }
 
-func (s *Server) deleteTown(ctx context.Context, in *townPath) (*none, error) {
+func (s *Server) deleteTown(ctx context.Context, in *TownPath) (*none, error) {
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -135,7 +139,7 @@ func (s *Server) deleteTown(ctx context.Context, in *townPath) (*none, error) {
 }
 
 type setTownIn struct {
-	townPath
+	TownPath
 	Body api.SetSettings
 }
 
@@ -154,7 +158,7 @@ func (s *Server) setTown(ctx context.Context, in *setTownIn) (*body[api.List[api
 }
 
 type showSettingsIn struct {
-	townPath
+	TownPath
 	Rig string `query:"rig" doc:"Show them as they hold for this rig."`
 }
 
@@ -182,7 +186,7 @@ func (s *Server) settings(ctx context.Context, townID, rig string) (*body[api.Li
 }
 
 type pauseIn struct {
-	townPath
+	TownPath
 	Body *api.Pause
 }
 
@@ -192,7 +196,7 @@ func (s *Server) pauseTown(ctx context.Context, in *pauseIn) (*body[api.Town], e
 }
 
 type resumeIn struct {
-	townPath
+	TownPath
 	Body *api.Resume
 }
 
@@ -205,7 +209,7 @@ func (s *Server) resumeTown(ctx context.Context, in *resumeIn) (*body[api.Town],
 }
 
 type retryIn struct {
-	townPath
+	TownPath
 	Body api.Retry
 }
 
@@ -213,7 +217,7 @@ func (s *Server) retry(ctx context.Context, in *retryIn) (*body[api.Town], error
 	return s.change(ctx, in.Town, town.Retry{By: callOf(ctx).who, ID: in.Body.ID})
 }
 
-func (s *Server) whyTown(ctx context.Context, in *townPath) (*body[api.WhyTown], error) {
+func (s *Server) whyTown(ctx context.Context, in *TownPath) (*body[api.WhyTown], error) {
 	head, err := s.townHead(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -246,7 +250,7 @@ func whyTownView(t *town.Town, now time.Time) api.WhyTown {
 }
 
 type whyIn struct {
-	townPath
+	TownPath
 	ID string `path:"id" doc:"A bead's id."`
 }
 
@@ -267,7 +271,7 @@ func (s *Server) whyID(ctx context.Context, townID, id string) (*body[api.Reason
 	})
 }
 
-func (s *Server) usage(ctx context.Context, in *townPath) (*body[api.Usage], error) {
+func (s *Server) usage(ctx context.Context, in *TownPath) (*body[api.Usage], error) {
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
