@@ -147,13 +147,21 @@ func (h *Hall) Step(ctx context.Context) time.Time {
 	return a.end(next)
 }
 
-// begin notices that nobody listened for a while.
+// begin is the begin of a step.
 func (a *alarm) begin(now time.Time) {
+	a.notice(now)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ran, a.next = now, time.Time{}
+}
+
+// notice sees that nobody listened for a while: the loop is much later than it
+// meant to be. Inputs ask too, because one may be handled before the loop runs.
+func (a *alarm) notice(now time.Time) {
 	a.mu.Lock()
 	gap := !a.next.IsZero() && now.Sub(a.next) > loopGap
-	a.ran, a.next = now, time.Time{}
 	if gap {
-		a.boot = true
+		a.boot, a.next = true, now
 	}
 	a.mu.Unlock()
 	if gap {

@@ -224,6 +224,7 @@ func (tn *turn) maybeForget() {
 // anything to write.
 func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 	h, c := tn.h, tn.c
+	h.alarm.notice(tn.now)
 	if h.unheard(c) {
 		if err := c.t.Handle(tn.now, town.Unheard{}); err != nil {
 			h.cfg.Log.Warn("a town refused to hear of the silence", "town", c.head.ID, "err", err)

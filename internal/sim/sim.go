@@ -1,0 +1,231 @@
+package sim
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"gastown/internal/hall"
+	"gastown/internal/store"
+	"gastown/internal/store/storetest"
+	"gastown/internal/town"
+)
+
+// Options choose a run.
+type Options struct {
+	Seed  uint64
+	Hours float64      // of virtual time with work and faults; about a day of rest follows
+	Towns int          // at least 1
+	Calm  bool         // no faults
+	Log   *slog.Logger // of the hall; nil discards
+}
+
+// Report is the outcome of a run.
+type Report struct {
+	Seed          uint64           `json:"seed"`
+	Hours         float64          `json:"hours"`
+	Towns         int              `json:"towns"`
+	Steps         int64            `json:"steps"`
+	Commits       int64            `json:"commits"`
+	Crashes       int64            `json:"crashes"`
+	Faults        map[string]int64 `json:"faults"`
+	Beads         int              `json:"beads"`
+	Merged        int              `json:"merged"`
+	Ended         map[string]int   `json:"ended"` // beads by status at the end
+	SandboxStarts int64            `json:"sandbox_starts"`
+	Renewals      int64            `json:"token_renewals"`
+	Invariants    []string         `json:"invariants"`
+	Violations    []string         `json:"violations"`
+	Digest        string           `json:"digest"` // of every commit: equal for equal Options
+	ElapsedMS     int64            `json:"elapsed_ms"`
+}
+
+const (
+	maxViolations = 20
+	maxAwakeShare = 3              // a third of the towns may be awake at once
+	rest          = 20 * time.Hour // without faults and new work, until everything must have ended
+	quiet         = time.Hour      // of which nothing may be written
+)
+
+// World is one run.
+type world struct {
+	opt    Options
+	rng    *rand.Rand
+	now    time.Time
+	end    time.Time // of work and faults
+	events events
+	seq    int64
+
+	mem    *storetest.Memory
+	shadow *shadow
+	boxes  *boxes
+	hub    *hubs
+	proc   *process // nil while no server runs
+	boots  int
+	limits store.Limits
+	towns  []*simTown
+
+	violations []string
+	seen       map[string]bool
+	faults     map[string]int64
+	digest     hash.Hash
+	steps      int64
+	commits    int64
+	crashes    int64
+	renewals   int64
+	restless   bool // faults and people are active
+}
+
+// Run plays one run to its end.
+func Run(o Options) Report {
+	begin := time.Now()
+	w := newWorld(o)
+	w.boot()
+	w.play(w.end)
+	w.restless = false
+	for _, t := range w.towns {
+		if t.id != "" {
+			t.ask(town.Resume{By: person}, func(error) {})
+		}
+	}
+	w.play(w.end.Add(rest))
+	w.checkRest()
+	r := w.report()
+	r.ElapsedMS = time.Since(begin).Milliseconds()
+	return r
+}
+
+func newWorld(o Options) *world {
+	o.Towns = max(o.Towns, 1)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	start := time.Date(2026, 1, 5, 8, 0, 0, 0, time.UTC)
+	w := &world{opt: o, rng: rand.New(rand.NewPCG(o.Seed, 0x6761)), now: start, restless: true,
+		end: start.Add(time.Duration(o.Hours * float64(time.Hour))), mem: storetest.NewMemory(), digest: sha256.New(),
+		seen: map[string]bool{}, faults: map[string]int64{}}
+	w.limits = store.Limits{MaxAwake: o.Towns/maxAwakeShare + 1, MaxStarting: 2}
+	w.shadow = newShadow(w)
+	w.boxes = newBoxes(w)
+	w.hub = newHubs(w)
+	w.at(0, w.populate)
+	return w
+}
+
+// chance is true with probability p, and never when faults are off and p is one
+// of a fault; name counts it.
+func (w *world) fault(name string, p float64) bool {
+	if w.opt.Calm || !w.restless || w.rng.Float64() >= p {
+		return false
+	}
+	w.faults[name]++
+	return true
+}
+
+func (w *world) chance(p float64) bool { return w.rng.Float64() < p }
+
+// between is a random duration.
+func (w *world) between(lo, hi time.Duration) time.Duration {
+	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)+1))
+}
+
+func (w *world) violate(format string, args ...any) {
+	s := fmt.Sprintf(format, args...)
+	if w.seen[s] || len(w.violations) >= maxViolations {
+		return
+	}
+	w.seen[s] = true
+	w.violations = append(w.violations, fmt.Sprintf("step %d, %s: %s", w.steps, w.now.Format("2006-01-02 15:04:05.000"), s))
+}
+
+func (w *world) report() Report {
+	r := Report{Seed: w.opt.Seed, Hours: w.opt.Hours, Towns: w.opt.Towns, Steps: w.steps, Commits: w.commits, Crashes: w.crashes,
+		Faults: w.faults, SandboxStarts: w.boxes.starts, Renewals: w.renewals, Invariants: invariants(), Violations: w.violations,
+		Digest: hex.EncodeToString(w.digest.Sum(nil)[:16]), Ended: map[string]int{}}
+	if r.Violations == nil {
+		r.Violations = []string{}
+	}
+	for _, t := range w.shadow.towns {
+		for _, b := range t.beads {
+			r.Beads++
+			r.Ended[string(b.Status)]++
+			if b.Proof != nil && b.Proof.Kind == town.ProofMerged {
+				r.Merged++
+			}
+		}
+	}
+	return r
+}
+
+// process is one life of the server.
+type process struct {
+	w      *world
+	boot   string
+	hall   *hall.Hall
+	dead   bool
+	tasks  []func()
+	timers []*timer
+}
+
+type timer struct {
+	at      time.Time
+	f       func()
+	stopped bool
+}
+
+// Go implements hall.Executor: the simulator runs f when it chooses to.
+func (p *process) Go(f func()) {
+	if !p.dead {
+		p.tasks = append(p.tasks, f)
+	}
+}
+
+// Now implements hall.Clock.
+func (p *process) Now() time.Time { return p.w.now }
+
+// AfterFunc implements hall.Clock.
+func (p *process) AfterFunc(d time.Duration, f func()) func() {
+	t := &timer{at: p.w.now.Add(max(d, 0)), f: f}
+	p.timers = append(p.timers, t)
+	return func() { t.stopped = true }
+}
+
+// boot starts a server on what the last one left in the store.
+func (w *world) boot() {
+	w.boots++
+	p := &process{w: w, boot: fmt.Sprintf("boot%d", w.boots)}
+	n := 0
+	drv, hub := &mortalDriver{p}, &mortalHub{p}
+	p.hall = hall.New(hall.Config{
+		Store: &mortalStore{Store: w.mem, p: p}, Boot: p.boot, Clock: p, Exec: p, Limits: w.limits, Driver: drv, Hub: hub, Log: w.opt.Log,
+		Perform: &hall.Outside{Driver: drv, Hub: hub, Tokens: &mortalTokens{p}, Runner: func(hall.TownRef, int64) ([]string, []string) {
+			return []string{"runner"}, nil
+		}},
+		NewID: func() string { n++; return fmt.Sprintf("%d-%d", w.boots, n) },
+	})
+	w.proc = p
+}
+
+// crash ends the process where it stands.
+func (w *world) crash() {
+	w.crashes++
+	w.proc.dead = true
+	w.proc = nil
+	w.at(w.between(0, 3*time.Minute), w.boot)
+}
+
+// do hands an input to the server, if one runs. lost says that no answer came:
+// the input may have taken effect.
+func (w *world) do(id string, in town.Input) (err error, lost bool) {
+	p := w.proc
+	if p == nil {
+		return nil, true
+	}
+	err = p.hall.Do(context.Background(), id, in)
+	return err, p.dead
+}
