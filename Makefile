@@ -1,0 +1,62 @@
+# Gastown needs Go 1.26, git and make; "make help" lists what there is to make.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GOBUILD  = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+# auto: the race detector where a C compiler is found; required: an error without one; off.
+RACE     ?= auto
+FUZZTIME ?= 30s
+# What "make bench" runs, as a regular expression, and where.
+BENCH    ?= .
+BENCHPKG ?= ./...
+
+OPENCODE = $(CURDIR)/build/agents/node_modules/.bin/opencode
+
+.DEFAULT_GOAL := build
+.PHONY: help demo build test e2e agents lint bench fuzz cross docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z0-9]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: ## build gastown and watch a town work, sleep, and survive a crash
+	$(GOBUILD) -o bin/gastown ./cmd/gastown
+	bin/gastown demo
+
+build: ## build bin/gastown and bin/gastown-lab
+	$(GOBUILD) -o bin/ ./cmd/gastown ./cmd/gastown-lab
+
+test: ## run all tests; RACE=required insists on the race detector
+	tools/test '$(RACE)'
+
+e2e: build agents ## run the end to end tests with a real coding agent
+	GASTOWN_TEST_OPENCODE='$(OPENCODE)' PATH='$(dir $(OPENCODE))':"$$PATH" \
+		go test -tags e2e -timeout 10m ./internal/e2e/... ./internal/agent/agenttest/
+
+agents: build/agents/.installed ## install the pinned coding agents into build/agents
+
+build/agents/.installed: tools/agents/package.json tools/agents/package-lock.json tools/agents/.npmrc
+	mkdir -p build/agents
+	cp $^ build/agents/
+	cd build/agents && npm ci
+	touch $@
+
+lint: ## check format, code and layout
+	tools/lint
+
+bench: ## run the benchmarks
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(BENCHPKG)
+
+fuzz: ## fuzz each parser for FUZZTIME
+	tools/fuzz '$(FUZZTIME)'
+
+cross: ## build for linux and darwin, amd64 and arm64, into build/cross
+	@set -e; for os in linux darwin; do for arch in amd64 arm64; do \
+		echo "build/cross/$$os-$$arch"; \
+		GOOS=$$os GOARCH=$$arch $(GOBUILD) -o build/cross/$$os-$$arch/ ./cmd/gastown ./cmd/gastown-lab; \
+	done; done
+
+docs: ## write the generated pages anew
+	go test ./internal/arch -run Page -update
+
+clean: ## remove what was built
+	rm -rf bin build
