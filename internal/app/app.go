@@ -110,8 +110,11 @@ func Open(ctx context.Context, cfg Config) (_ *App, err error) {
 	}
 	a := &App{cfg: cfg, log: cfg.Log}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.Close())
+		if err == nil {
+			return
+		}
+		if closeErr := a.Close(); closeErr != nil {
+			a.log.Warn("giving back what was opened", "err", closeErr)
 		}
 	}()
 	if a.dir, err = dataDir(cfg.Data); err != nil {

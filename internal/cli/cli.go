@@ -44,13 +44,14 @@ type Env struct {
 	Getenv   func(string) string
 	Now      func() time.Time
 	Terminal bool   // Out is a terminal
+	Attended bool   // somebody sits at a terminal, whatever Out is
 	Version  string // of this build; "" takes it from the build's information
 }
 
 // Process returns the environment of this process.
 func Process(version string) Env {
 	return Env{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Now: time.Now,
-		Terminal: isTerminal(os.Stdout), Version: version}
+		Terminal: isTerminal(os.Stdout), Attended: isTerminal(os.Stdin) || isTerminal(os.Stderr), Version: version}
 }
 
 // exitError ends the program with a code and without another word.
@@ -89,12 +90,7 @@ func (a *invocation) report(err error) int {
 	if errors.Is(err, syscall.EPIPE) {
 		return 0 // the reader of our output has seen enough
 	}
-	text, hint := err.Error(), ""
-	for e := err; e != nil && hint == ""; e = errors.Unwrap(e) {
-		if x, ok := e.(*errs.Error); ok {
-			hint = x.Hint
-		}
-	}
+	text, hint := err.Error(), hintOf(err)
 	if hint != "" {
 		text = strings.TrimSpace(strings.Replace(text, " ("+hint+")", "", 1))
 	}
@@ -103,6 +99,26 @@ func (a *invocation) report(err error) int {
 		fmt.Fprintln(a.env.Err, "hint: "+clean(hint))
 	}
 	return errs.ExitCode(errs.KindOf(err))
+}
+
+// hintOf returns the first advice in a tree of errors.
+func hintOf(err error) string {
+	if e, ok := err.(*errs.Error); ok && e.Hint != "" {
+		return e.Hint
+	}
+	switch x := err.(type) {
+	case interface{ Unwrap() error }:
+		if inner := x.Unwrap(); inner != nil {
+			return hintOf(inner)
+		}
+	case interface{ Unwrap() []error }:
+		for _, inner := range x.Unwrap() {
+			if h := hintOf(inner); h != "" {
+				return h
+			}
+		}
+	}
+	return ""
 }
 
 func (a *invocation) root() *cobra.Command {

@@ -63,6 +63,10 @@ type demo struct {
 	data  string    // the server's data directory
 	repo  string    // URL or path of the repository
 	own   bool      // the repository is ours: the sample
+
+	remove     []string // directories to remove at the end
+	unlessDone string   // another, to remove unless the demo reached its end
+
 	child *child
 	c     *client.Client
 	beads []api.Bead
@@ -95,15 +99,10 @@ func (a *invocation) demo(ctx context.Context, f demoFlags) (err error) {
 	if a.json {
 		d.out = io.Discard
 	}
-	remove, err := d.places()
-	if err != nil {
-		return err
+	if err := d.places(); err != nil {
+		return errors.Join(err, d.clean(false))
 	}
-	defer func() {
-		if cleanErr := d.clean(remove); cleanErr != nil {
-			err = errors.Join(err, cleanErr)
-		}
-	}()
+	defer func() { err = errors.Join(err, d.clean(err == nil)) }()
 	limited, cancel := context.WithTimeout(ctx, f.limit)
 	defer cancel()
 	err = d.run(limited)
@@ -149,23 +148,23 @@ func (d *demo) run(ctx context.Context) error {
 	return d.story.failure()
 }
 
-// places decides where everything lives; remove are directories to remove at the end.
-func (d *demo) places() (remove []string, err error) {
+// places decides where everything lives.
+func (d *demo) places() error {
 	if d.f.dir != "" {
 		dir, err := filepath.Abs(d.f.dir)
 		if err == nil {
 			err = os.Mkdir(dir, 0o700)
 		}
 		if err != nil {
-			return nil, errs.New(errs.Conflict, "--dir %s: %v", d.f.dir, err).WithHint("name a directory that does not exist yet")
+			return errs.New(errs.Conflict, "--dir %s: %v", d.f.dir, err).WithHint("name a directory that does not exist yet")
 		}
 		d.data, d.repo = filepath.Join(dir, "data"), filepath.Join(dir, "textkit.git")
 	} else {
 		data, err := os.MkdirTemp("", "gastown-demo-")
 		if err != nil {
-			return nil, errs.Wrap(errs.Unavailable, err, "making a temporary directory")
+			return errs.Wrap(errs.Unavailable, err, "making a temporary directory")
 		}
-		d.data, remove = data, []string{data}
+		d.data, d.remove = data, []string{data}
 	}
 	if !d.own {
 		d.repo = d.f.repo
@@ -173,11 +172,11 @@ func (d *demo) places() (remove []string, err error) {
 		// The repository outlives the demo, so that one can look at it.
 		dir, err := os.MkdirTemp("", "gastown-demo-repo-")
 		if err != nil {
-			return remove, errs.Wrap(errs.Unavailable, err, "making a temporary directory")
+			return errs.Wrap(errs.Unavailable, err, "making a temporary directory")
 		}
-		d.repo = filepath.Join(dir, "textkit.git")
+		d.repo, d.unlessDone = filepath.Join(dir, "textkit.git"), dir
 	}
-	return remove, nil
+	return nil
 }
 
 // prepare makes provider, town and rig.
@@ -252,7 +251,7 @@ func (d *demo) work(ctx context.Context) error {
 
 // clean stops the sandbox, if one is left, then the server, and removes what is
 // not to be kept. It does so however the demo ended.
-func (d *demo) clean(remove []string) error {
+func (d *demo) clean(done bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanUpFor)
 	defer cancel()
 	var all []error
@@ -262,7 +261,10 @@ func (d *demo) clean(remove []string) error {
 		}
 		all = append(all, d.child.stop(ctx), app.StopSandboxes(ctx, d.data, time.Second))
 	}
-	for _, dir := range remove {
+	if !done && d.unlessDone != "" {
+		d.remove = append(d.remove, d.unlessDone)
+	}
+	for _, dir := range d.remove {
 		all = append(all, os.RemoveAll(dir))
 	}
 	return errors.Join(all...)

@@ -237,7 +237,10 @@ func (a *invocation) entryLine(e api.LedgerEntry, subject bool) string {
 	if subject && e.Subject != "" {
 		line += "  " + a.paint(bold, cell(e.Subject))
 	}
-	line += "  " + cell(cmp.Or(e.Text, e.Kind))
+	line += "  " + a.paint(cyan, cell(e.Kind))
+	if e.Text != "" {
+		line += "  " + cell(e.Text)
+	}
 	if e.Actor != "" && e.Actor != "town" {
 		line += a.paint(dim, " ("+cell(e.Actor)+")")
 	}

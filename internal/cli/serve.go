@@ -107,7 +107,7 @@ func (a *invocation) serveUntilSignal(ctx context.Context, srv *app.App) error {
 	case err := <-done:
 		return err
 	case sig := <-signals:
-		if sig == os.Interrupt && a.env.Terminal {
+		if sig == os.Interrupt && a.env.Attended {
 			a.drain(ctx, srv, signals)
 		}
 	}

@@ -103,7 +103,7 @@ func reasonText(r *api.Reason, a *invocation) string {
 	}
 	text := r.Text
 	if !r.Until.IsZero() && r.State != "terminal" {
-		text += " (until " + r.Until.Local().Format("15:04:05") + ", " + a.ago(r.Until) + ")"
+		text += " (" + a.ago(r.Until) + ")"
 	}
 	return text
 }
@@ -160,7 +160,7 @@ func (a *invocation) whyCmd() *cobra.Command {
 				if a.json {
 					return a.printJSON(r)
 				}
-				return a.say("%s is %s: %s", args[0], cell(r.State), cell(reasonText(&r, a)))
+				return a.say("%s (%s): %s", args[0], cell(r.State), cell(reasonText(&r, a)))
 			}
 			if !errs.Is(err, errs.NotFound) {
 				return err
