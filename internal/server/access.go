@@ -14,7 +14,7 @@ import (
 // GitAccess implements gateway.GitPolicy. A sandbox may fetch from the rigs of
 // its town; a run may push its own branch and its checkpoints.
 func (s *Server) GitAccess(r *http.Request, rig string) (gateway.GitGrant, error) {
-	c, err := s.sandbox(nil, r, false)
+	c, err := s.sandbox(nil, r)
 	if err != nil {
 		return gateway.GitGrant{}, err
 	}
@@ -54,7 +54,7 @@ func checkpointsOf(wip string) []string {
 // ModelAccess implements gateway.ModelPolicy. A request must come from a run
 // that goes on in the current sandbox, and only for the provider of that run.
 func (s *Server) ModelAccess(r *http.Request, provider string) error {
-	c, err := s.sandbox(nil, r, false)
+	c, err := s.sandbox(nil, r)
 	if err != nil {
 		return err
 	}

@@ -247,7 +247,11 @@ func (s *Server) editRig(ctx context.Context, in *editRigIn) (*body[api.Rig], er
 	if err != nil {
 		return nil, err
 	}
-	set := town.SetRig{By: callOf(ctx).who, Rig: in.Rig, Set: in.Body.Set, Unset: in.Body.Unset}
+	values, err := s.fitSettings(ctx, id, in.Rig, in.Body.Set)
+	if err != nil {
+		return nil, err
+	}
+	set := town.SetRig{By: callOf(ctx).who, Rig: in.Rig, Set: values, Unset: in.Body.Unset}
 	if in.Body.Gates != nil {
 		g := gates(*in.Body.Gates)
 		set.Gates = &g

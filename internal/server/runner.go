@@ -33,7 +33,7 @@ func (s *Server) registerRunner() {
 		s.limits[pattern] = limit
 		s.long[pattern] = long
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			c, err := s.sandbox(w, r, path == wire.PathToken)
+			c, err := s.sandbox(w, r)
 			if err == nil {
 				err = h(c)
 			}
@@ -68,10 +68,10 @@ type sandboxCall struct {
 }
 
 // sandbox checks the token of a sandbox. Whether its generation is current is
-// for the town to say.
-func (s *Server) sandbox(w http.ResponseWriter, r *http.Request, late bool) (*sandboxCall, error) {
+// for the town to say. Only to be exchanged may it have expired.
+func (s *Server) sandbox(w http.ResponseWriter, r *http.Request) (*sandboxCall, error) {
 	leeway := time.Duration(0)
-	if late {
+	if r.URL.Path == wire.PathToken {
 		leeway = tokenLeeway
 	}
 	c, err := s.cfg.Signer.verify(bearer(r), s.now(), leeway)

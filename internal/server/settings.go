@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"maps"
 	"slices"
 	"strings"
@@ -61,6 +62,26 @@ func prefixed(prefix, s string) string {
 		return ""
 	}
 	return prefix + s
+}
+
+// fitSettings completes a change of a town's or a rig's settings that names
+// another agent.
+func (s *Server) fitSettings(ctx context.Context, townID, rig string, set map[string]string) (map[string]string, error) {
+	if set["agent"] == "" {
+		return set, nil
+	}
+	held := map[string]string{}
+	err := s.view(ctx, townID, func(t *town.Town) error {
+		values, err := t.ShowSettings(rig)
+		for _, v := range values {
+			held[v.Key] = v.Value
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.chooseModel(set, held)
 }
 
 // chooseModel completes the settings of a new rig whose agent needs a model:

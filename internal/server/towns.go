@@ -104,7 +104,7 @@ func (s *Server) showTown(ctx context.Context, id string) (*body[api.Town], erro
 	}
 	out := &body[api.Town]{}
 	return out, s.view(ctx, id, func(t *town.Town) error {
-		out.Body = townView(t, head.Failing)
+		out.Body = townView(t, head)
 		return nil
 	})
 }
@@ -151,7 +151,11 @@ func (s *Server) setTown(ctx context.Context, in *setTownIn) (*body[api.List[api
 	if err != nil {
 		return nil, err
 	}
-	if err := s.hall.Do(ctx, id, town.SetTown{By: callOf(ctx).who, Set: in.Body.Set, Unset: in.Body.Unset}); err != nil {
+	set, err := s.fitSettings(ctx, id, "", in.Body.Set)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.hall.Do(ctx, id, town.SetTown{By: callOf(ctx).who, Set: set, Unset: in.Body.Unset}); err != nil {
 		return nil, err
 	}
 	return s.settings(ctx, id, "")

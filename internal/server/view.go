@@ -23,15 +23,11 @@ func sandboxView(b town.Sandbox) api.Sandbox {
 		Position: b.Position, Starts: b.Starts, Renewals: b.Renewals, AwakeMS: b.AwakeMS}
 }
 
-func townView(t *town.Town, failing string) api.Town {
+// townView shows a town; what counts its beads comes from the head.
+func townView(t *town.Town, head store.Head) api.Town {
 	in := t.Info()
 	out := api.Town{ID: in.ID, Name: in.Name, Owner: in.Owner, CreatedAt: in.CreatedAt.Time(), Mode: string(in.Mode), ModeBy: in.ModeBy,
-		ModeAt: in.ModeAt.Time(), Settings: in.Settings, Sandbox: sandboxView(in.Sandbox), Failing: failing}
-	for _, b := range t.Beads() {
-		if !b.Status.Terminal() {
-			out.Open++
-		}
-	}
+		ModeAt: in.ModeAt.Time(), Settings: in.Settings, Sandbox: sandboxView(in.Sandbox), Open: head.Open, Failing: head.Failing}
 	for _, q := range t.Quarantined() {
 		out.Quarantined = append(out.Quarantined, api.QuarantinedRow{Kind: q.Kind, ID: q.ID, Error: q.Error})
 	}
