@@ -52,6 +52,27 @@ func BenchmarkPrepareWorktree100Files(b *testing.B) {
 	}
 }
 
+func BenchmarkPrepareFromASpare100Files(b *testing.B) {
+	f := newTown(b)
+	c, commit := filled(b, f, 100)
+	sp := newSpares(filepath.Join(f.disk, "spare"))
+	i := 0
+	for b.Loop() {
+		i++
+		bead := fmt.Sprintf("app-%05d", i)
+		b.StopTimer()
+		if err := sp.fill(context.Background(), c, filepath.Join(f.disk, "trash"), commit); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		_, err := c.prepare(context.Background(), filepath.Join(f.disk, "work", bead), bead, filepath.Join(f.disk, "trash"),
+			treeSpec{bead: bead, branch: "gt/nux/" + bead, start: commit, spares: sp})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func benchCheckpoint(b *testing.B, change bool) {
 	f := newTown(b)
 	c, commit := filled(b, f, 2000)

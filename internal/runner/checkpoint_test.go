@@ -306,6 +306,49 @@ func TestPreparingIsAPureFunctionOfItsSpec(t *testing.T) {
 	}
 }
 
+func TestASpareWorktreeBecomesTheRunsWithNothingLeftOfIt(t *testing.T) {
+	t.Parallel()
+	b := newWorkbench(t)
+	b.write(b.work, "a.txt", "two\n")
+	b.write(b.work, "only-here/x", "x")
+	b.must(b.work, "rm", "-q", ".gitignore")
+	b.must(b.work, "add", "-A")
+	b.must(b.work, "commit", "-q", "-m", "other")
+	other := b.must(b.work, "rev-parse", "HEAD")
+	b.must(b.clone.dir, "fetch", "-q", b.work, "+HEAD:refs/gastown/have/y")
+	sp := newSpares(filepath.Join(b.disk, "spare"))
+	trash := filepath.Join(b.disk, "trash")
+	for range 2 {
+		if err := sp.fill(t.Context(), b.clone, trash, other); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, admin := sp.paths(b.clone)
+	if got, err := os.ReadFile(filepath.Join(dir, "a.txt")); err != nil || string(got) != "two\n" {
+		t.Fatalf("the spare's a.txt is %q, %v", got, err)
+	}
+	b.must(b.w.dir, "worktree", "prune")
+	want := b.must(b.w.dir, "status", "--porcelain=v2", "--branch", "--ignored")
+	w, err := b.clone.prepare(t.Context(), b.w.dir, theBead, trash, treeSpec{bead: theBead, branch: branch, start: b.tip, spares: sp})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.must(w.dir, "status", "--porcelain=v2", "--branch", "--ignored"); got != want {
+		t.Errorf("the state is\n%s\nnot\n%s", got, want)
+	}
+	if got, err := os.ReadFile(filepath.Join(w.dir, "a.txt")); err != nil || string(got) != "one\n" {
+		t.Errorf("a.txt is %q, %v", got, err)
+	}
+	for _, p := range []string{dir, admin, filepath.Join(w.dir, "only-here")} {
+		if _, err := os.Lstat(p); !os.IsNotExist(err) {
+			t.Errorf("%s is still there (%v)", p, err)
+		}
+	}
+	if _, err := b.clone.prepare(t.Context(), b.w.dir, theBead, trash, treeSpec{bead: theBead, branch: branch, start: b.tip, spares: sp}); err != nil {
+		t.Errorf("without a spare: %v", err)
+	}
+}
+
 func TestAWorktreesRemoteIsItsOwn(t *testing.T) {
 	t.Parallel()
 	b := newWorkbench(t)

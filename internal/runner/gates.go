@@ -86,11 +86,7 @@ func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.Gat
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err := errors.Join(w.remove(r.dir("trash")), r.emptyTrash()); err != nil {
-			r.log.Warn("a gate's worktree was not removed", "bead", j.Bead, "err", err)
-		}
-	}()
+	defer r.tidy(w)
 	results := []town.GateRun{}
 	for _, g := range j.Gates {
 		logPath := filepath.Join(r.dir("logs/gates"), id+"-"+fileName(g.Name)+".log")

@@ -30,14 +30,18 @@ type Runner struct {
 	log         *slog.Logger
 	api         *api
 	rigs        *rigs
+	spares      *spares
 	outbox      *outbox
 	transcripts *transcripts
 	loopback    *loopback
 	beats       chan time.Duration // the newest interval of heartbeats
 
-	base context.Context // ends last: everything local is bounded by it
-	stop context.CancelFunc
-	work sync.WaitGroup // goroutines of runs, gates and checkpoints
+	base  context.Context // ends last: everything local is bounded by it
+	stop  context.CancelFunc
+	awake context.Context // ends when the runner begins to end: for what can wait for another boot
+	doze  context.CancelFunc
+	trash sync.Mutex     // held while the trash is emptied
+	work  sync.WaitGroup // goroutines of runs, gates and checkpoints
 
 	mu      sync.Mutex // guards the fields below
 	runs    map[runKey]*run
@@ -127,7 +131,7 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 			return nil, errs.Wrap(errs.Unavailable, err, "the sandbox's disk")
 		}
 	}
-	for _, d := range []string{"rigs", "work", "gates", "trash", "tmp", "outbox", "logs/gates"} {
+	for _, d := range []string{"rigs", "work", "spare", "gates", "trash", "tmp", "outbox", "logs/gates"} {
 		if err := os.MkdirAll(r.dir(d), 0o755); err != nil {
 			return nil, errs.Wrap(errs.Unavailable, err, "the sandbox's disk")
 		}
@@ -141,7 +145,12 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 	}
 	r.transcripts = newTranscripts(r.log, time.Now)
 	r.rigs = newRigs(r.dir("rigs"), g, hubAccess{base: r.loopback.base + "/git/" + ownEndpoint, secret: r.loopback.secret})
+	r.spares = newSpares(r.dir("spare"))
 	r.base, r.stop = context.WithCancel(context.Background())
+	r.awake, r.doze = context.WithCancel(r.base)
+	if err := r.clear(); err != nil {
+		return nil, errors.Join(errs.Wrap(errs.Unavailable, err, "clearing the disk"), r.outbox.close(), r.loopback.close())
+	}
 	return r, nil
 }
 
@@ -184,11 +193,7 @@ func (r *Runner) run(ctx context.Context, doc town.Desired) error {
 	})
 	wg.Go(func() { r.transcripts.run(loops, r.api, r.cfg.Timing) })
 	wg.Go(func() { r.heartbeats(loops) })
-	wg.Go(func() {
-		if err := r.emptyTrash(); err != nil {
-			r.log.Warn("old worktrees were not removed", "err", err)
-		}
-	})
+	wg.Go(r.emptyTrash)
 	r.apply(doc)
 	wg.Go(func() {
 		if r.follow(ctx, doc.Rev) {
@@ -288,17 +293,33 @@ func (r *Runner) heartbeats(ctx context.Context) {
 	}
 }
 
+// tidy removes a worktree (nil for none), in the background, unless the runner
+// ends: then the next boot does.
+func (r *Runner) tidy(w *worktree) {
+	if w == nil || r.awake.Err() != nil {
+		return
+	}
+	if err := w.remove(r.dir("trash")); err != nil {
+		r.log.Warn("a worktree was not removed", "dir", w.dir, "err", err)
+		return
+	}
+	r.goes(r.emptyTrash)
+}
+
 // emptyTrash removes what was moved away.
-func (r *Runner) emptyTrash() error {
+func (r *Runner) emptyTrash() {
+	r.trash.Lock()
+	defer r.trash.Unlock()
 	entries, err := os.ReadDir(r.dir("trash"))
-	if err != nil {
-		return err
-	}
-	var all error
 	for _, e := range entries {
-		all = errors.Join(all, os.RemoveAll(filepath.Join(r.dir("trash"), e.Name())))
+		if r.awake.Err() != nil {
+			return
+		}
+		err = errors.Join(err, os.RemoveAll(filepath.Join(r.dir("trash"), e.Name())))
 	}
-	return all
+	if err != nil {
+		r.log.Warn("old worktrees were not removed", "err", err)
+	}
 }
 
 // shutdown ends every run and gate, then delivers what is left to say.
@@ -311,6 +332,7 @@ func (r *Runner) shutdown(reason why) error {
 		end = ending{how: endLocal, outcome: town.OutcomeLost, reason: "the server is silent"}
 	}
 	r.log.Info("the runner ends", "why", end.reason)
+	r.doze()
 	r.mu.Lock()
 	r.closing = true
 	for _, n := range r.runs {

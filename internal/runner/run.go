@@ -209,6 +209,11 @@ func (n *run) live() ending {
 	n.session = sess
 	n.mu.Unlock()
 	n.r.outbox.add(town.Report{Kind: town.ReportStarted, Run: n.key.id, Epoch: n.key.epoch, PID: sess.PID(), Session: sess.SessionID()})
+	n.r.goes(func() {
+		if err := n.r.spares.fill(n.r.awake, n.tree.clone, n.r.dir("trash"), n.want.Start); err != nil && n.r.awake.Err() == nil {
+			n.log.Warn("no spare worktree was made", "err", err)
+		}
+	})
 	return newTalk(n, sess).run()
 }
 
@@ -237,6 +242,7 @@ func (n *run) prepare() error {
 	url := n.r.loopback.base + "/git/" + d.ID + "/" + d.Rig + ".git"
 	w, err := clone.prepare(n.prepared, dir, d.Bead, n.r.dir("trash"), treeSpec{
 		bead: d.Bead, branch: d.Branch, start: d.Start, resume: d.Resume, config: agentConfig(url, n.secret, n.rig.Author),
+		spares: n.r.spares,
 	})
 	if err != nil {
 		return err
@@ -298,8 +304,8 @@ func (n *run) finish(end ending) {
 	sess, saver := n.session, n.saver
 	n.mu.Unlock()
 	grace := n.r.cfg.Timing.StopGrace
-	save := saver != nil && end.saves()
-	if sess != nil && save {
+	save := sess != nil && saver != nil && end.saves()
+	if save {
 		n.save(end.how == endLocal) // insurance, before the agent is disturbed
 	}
 	if end.how == endKill {
@@ -310,10 +316,13 @@ func (n *run) finish(end ending) {
 			n.log.Warn("the agent did not end cleanly", "err", err)
 		}
 		if save {
-			n.save(end.how == endLocal)
+			save = !n.save(end.how == endLocal)
 		}
 	}
 	n.r.loopback.expel(n.tenant)
+	if !save {
+		n.r.tidy(n.tree) // what is in it is elsewhere too
+	}
 	n.log.Info("run ended", "outcome", end.outcome, "class", end.class, "reason", clip(end.reason, 500))
 	if end.how == endKill || end.how == endLocal {
 		return
@@ -323,15 +332,17 @@ func (n *run) finish(end ending) {
 		Outcome: end.outcome, Class: end.class, Reason: end.reason, Subject: end.subject})
 }
 
-// save makes a checkpoint and tells of it. A failure is told, not fatal: the
-// next one may succeed.
-func (n *run) save(local bool) {
+// save makes a checkpoint and tells of it. A failure (false) is told, not
+// fatal: the next one may succeed.
+func (n *run) save(local bool) bool {
 	ctx, cancel := context.WithTimeout(n.r.base, n.r.saveLimit())
 	defer cancel()
 	if _, err := n.checkpoint(ctx, local); err != nil {
 		n.log.Warn("checkpoint failed", "err", err)
 		n.story("checkpoint_failed", clip(err.Error(), 2000))
+		return false
 	}
+	return true
 }
 
 func (n *run) checkpoint(ctx context.Context, local bool) (saved, error) {

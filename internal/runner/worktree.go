@@ -27,8 +27,9 @@ type treeSpec struct {
 	bead   string
 	branch string // "" for a detached one
 	start  string
-	resume string // a checkpoint: its first parent is checked out, its files are left uncommitted
-	config string // further configuration, for this worktree alone
+	resume string  // a checkpoint: its first parent is checked out, its files are left uncommitted
+	config string  // further configuration, for this worktree alone
+	spares *spares // where a spare worktree may be taken from; nil for none
 }
 
 // prepare makes the worktree at dir from nothing; what stood there is moved to
@@ -37,6 +38,11 @@ func (c *rigClone) prepare(ctx context.Context, dir, id, trash string, s treeSpe
 	w := &worktree{dir: dir, admin: filepath.Join(c.dir, "worktrees", id), branch: s.branch, clone: c}
 	if err := w.remove(trash); err != nil {
 		return nil, err
+	}
+	if s.spares != nil && !s.spares.take(w) {
+		if err := w.remove(trash); err != nil { // half a spare
+			return nil, err
+		}
 	}
 	if err := w.layout(s); err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "making the worktree")
@@ -105,12 +111,20 @@ func (w *worktree) layout(s treeSpec) error {
 // remove moves the worktree out of the way; trash is emptied in the background.
 func (w *worktree) remove(trash string) error {
 	for _, p := range []string{w.dir, w.admin} {
-		err := os.Rename(p, filepath.Join(trash, rand.Text()))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := discard(p, trash); err != nil {
 			return errs.Wrap(errs.Unavailable, err, "moving an old worktree away")
 		}
 	}
 	return os.MkdirAll(filepath.Dir(w.dir), 0o755)
+}
+
+// discard moves a path to trash; that it does not exist is fine.
+func discard(path, trash string) error {
+	err := os.Rename(path, filepath.Join(trash, rand.Text()))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // cmd is a git call in the worktree.
