@@ -239,6 +239,9 @@ func (n *run) prepare() error {
 	}
 	d := n.want
 	dir := filepath.Join(n.r.dir("work"), d.Rig, d.Bead)
+	if kept := n.r.takeUnsent(n.prepared, d, clone); kept != "" {
+		d.Resume = kept
+	}
 	url := n.r.loopback.base + "/git/" + d.ID + "/" + d.Rig + ".git"
 	w, err := clone.prepare(n.prepared, dir, d.Bead, n.r.dir("trash"), treeSpec{
 		bead: d.Bead, branch: d.Branch, start: d.Start, resume: d.Resume, config: agentConfig(url, n.secret, n.rig.Author),
@@ -365,9 +368,10 @@ func (n *run) checkpoint(ctx context.Context, local bool) (saved, error) {
 		text += "; not in it: " + strings.Join(s.Left[:min(len(s.Left), 20)], "; ")
 	}
 	n.story("checkpoint", text)
-	if !local {
-		n.r.outbox.add(town.Report{Kind: town.ReportCheckpoint, Run: n.key.id, Epoch: n.key.epoch, Commit: s.Commit, Ref: saver.ref})
+	if local {
+		return s, n.r.keepUnsent(n.want, s.Commit)
 	}
+	n.r.outbox.add(town.Report{Kind: town.ReportCheckpoint, Run: n.key.id, Epoch: n.key.epoch, Commit: s.Commit, Ref: saver.ref})
 	return s, nil
 }
 

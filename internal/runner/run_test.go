@@ -115,7 +115,7 @@ func TestAnAgentThatCrashesInMidTurnIsChargedToTheWork(t *testing.T) {
 func TestARunThatIsToldToStopSavesItsWorkFirst(t *testing.T) {
 	t.Parallel()
 	f := newTown(t)
-	f.body = "```sh end=hang\necho unsaved > unsaved.txt\n```\n"
+	f.body = "```sh end=hang\necho unsaved > x; mv x unsaved.txt\n```\n"
 	f.addRun(nil)
 	f.begin(nil)
 	started := f.awaitReport(town.ReportStarted, 0)
@@ -472,7 +472,7 @@ func TestASecondRunnerOnTheDiskWaitsThenLeaves(t *testing.T) {
 func TestWithoutContactTheWorkIsKeptOnDiskAndTheRunnerExits(t *testing.T) {
 	t.Parallel()
 	f := newTown(t)
-	f.body = "```sh end=hang\necho kept > kept.txt\n```\n"
+	f.body = "```sh end=hang\necho kept > x; mv x kept.txt\n```\n"
 	f.addRun(nil)
 	r := f.begin(func(c *Config) { c.Timing.Contact = 700 * time.Millisecond })
 	f.awaitFile("kept.txt")
@@ -484,5 +484,44 @@ func TestWithoutContactTheWorkIsKeptOnDiskAndTheRunnerExits(t *testing.T) {
 	got := f.must(filepath.Join(f.disk, "rigs", "app.git"), "show", "refs/gastown/wip/app-aaaaa/1:kept.txt")
 	if got != "kept" {
 		t.Errorf("the checkpoint on disk holds %q", got)
+	}
+	f.mu.Lock()
+	f.down, f.body = false, script("test $(cat kept.txt) = kept")
+	f.mu.Unlock()
+	f.publish(func(d *town.Desired) {
+		n := d.Runs[0]
+		n.ID, n.Epoch = "app-aaaaa.2", 2
+		d.Runs = []town.DesiredRun{n}
+	})
+	f.begin(nil)
+	f.awaitStory("with the work of checkpoint")
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone || e.Epoch != 2 {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestACheckpointOnDiskIsForTheNextEpochOnTheSameBaseOnly(t *testing.T) {
+	t.Parallel()
+	b := newWorkbench(t)
+	r := &Runner{cfg: Config{Disk: b.disk}, log: testLog(t), rigs: b.clone.of}
+	b.write(b.w.dir, "x", "x")
+	commit := b.save().Commit
+	d := town.DesiredRun{Rig: "app", Bead: theBead, Epoch: 3, Base: b.tip}
+	for want, edit := range map[string]func(d *town.DesiredRun){
+		commit: func(d *town.DesiredRun) { d.Epoch = 4 },
+		"":     func(d *town.DesiredRun) { d.Epoch = 5 },
+		" ":    func(d *town.DesiredRun) { d.Epoch, d.Base = 4, commit },
+	} {
+		if err := r.keepUnsent(d, commit); err != nil {
+			t.Fatal(err)
+		}
+		next := d
+		edit(&next)
+		if got := r.takeUnsent(t.Context(), next, b.clone); got != strings.TrimSpace(want) {
+			t.Errorf("epoch %d on %s: %q", next.Epoch, next.Base, got)
+		}
+		if got := r.takeUnsent(t.Context(), next, b.clone); got != "" {
+			t.Errorf("it was given twice: %q", got)
+		}
 	}
 }
