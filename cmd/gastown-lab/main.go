@@ -46,6 +46,7 @@ func runSim(args []string, out, errOut io.Writer) int {
 	seed := fs.Uint64("seed", 1, "seed; the same seed is the same run")
 	seeds := fs.Uint64("seeds", 1, "how many seeds to play, from the first on")
 	calm := fs.Bool("calm", false, "no faults")
+	pair := fs.Bool("pair", false, "two servers on one store")
 	asJSON := fs.Bool("json", false, "print the report as JSON, one object per seed")
 	verbose := fs.Bool("v", false, "log what the hall says")
 	if err := fs.Parse(args); err != nil {
@@ -58,7 +59,7 @@ func runSim(args []string, out, errOut io.Writer) int {
 		fmt.Fprintln(errOut, "gastown-lab sim: --hours must be above 0, --towns from 1 to 10000, --seeds at least 1")
 		return 2
 	}
-	o := sim.Options{Hours: *hours, Towns: *towns, Calm: *calm}
+	o := sim.Options{Hours: *hours, Towns: *towns, Calm: *calm, Pair: *pair}
 	if *verbose {
 		o.Log = slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

@@ -179,7 +179,7 @@ func (tn *turn) change() verdict {
 		return tn.spoilt(err)
 	}
 	if !dirty {
-		if !tn.ticks {
+		if !tn.ticks || h.cfg.Shared { // a stale copy must not put an alarm off
 			if v, err := tn.refresh(); err != nil || v != answered {
 				return tn.failOr(v, err, tn.ask)
 			}

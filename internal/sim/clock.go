@@ -3,6 +3,7 @@ package sim
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"time"
 )
 
@@ -58,7 +59,7 @@ func (w *world) step() bool {
 	if len(w.events) > 0 && !w.events[0].at.After(w.now) {
 		choices = append(choices, func() { heap.Pop(&w.events).(event).f() })
 	}
-	if p := w.proc; p != nil {
+	for _, p := range w.procs {
 		for i := range p.tasks {
 			choices = append(choices, func() {
 				f := p.tasks[i]
@@ -85,8 +86,10 @@ func (w *world) step() bool {
 		return false
 	}
 	choices[w.rng.IntN(len(choices))]()
-	if w.proc != nil && (w.proc.dead || w.fault("crash", 0.0003)) {
-		w.crash()
+	for _, p := range slices.Clone(w.procs) {
+		if p.dead || w.fault("crash", 0.0003) {
+			w.crash(p)
+		}
 	}
 	return true
 }
@@ -102,11 +105,11 @@ func (w *world) next() time.Time {
 	if len(w.events) > 0 {
 		see(w.events[0].at)
 	}
-	if w.proc != nil {
-		for _, t := range w.proc.timers {
+	for _, p := range w.procs {
+		for _, t := range p.timers {
 			see(t.at)
 		}
-		see(w.proc.hall.Next())
+		see(p.hall.Next())
 	}
 	return next
 }

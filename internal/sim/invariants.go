@@ -47,9 +47,9 @@ func (w *world) check() {
 
 // checkRest looks at everything after the long rest, then lets another hour pass.
 func (w *world) checkRest() {
-	if w.proc == nil {
-		w.boot()
-		w.play(w.now.Add(time.Hour))
+	if len(w.procs) == 0 {
+		w.violate("no server came back")
+		return
 	}
 	for _, t := range w.towns {
 		w.checkTown(t)
@@ -63,17 +63,26 @@ func (w *world) checkRest() {
 	if c, err := w.mem.SlotCounts(ctx); err != nil || c != (store.SlotCounts{}) {
 		w.violate("slots are held after the rest: %+v, %s", c, errText(err))
 	}
-	writes, loads := w.mem.Stats().Writes, w.proc.hall.Metrics().Loads.Load()
+	writes, loads := w.mem.Stats().Writes, w.loads()
 	w.play(w.now.Add(quiet))
 	if n := w.mem.Stats().Writes - writes; n != 0 {
 		w.violate("%d rows were written in an hour in which nothing happened", n)
 	}
-	if n := w.proc.hall.Metrics().Loads.Load() - loads; n != 0 {
+	if n := w.loads() - loads; n != 0 {
 		w.violate("%d towns were loaded in an hour in which nothing happened", n)
 	}
-	if n := w.proc.hall.InMemory(); n != 0 {
-		w.violate("%d towns are in memory in an hour in which nothing happened", n)
+	for _, p := range w.procs {
+		if n := p.hall.InMemory(); n != 0 {
+			w.violate("%d towns are in memory in an hour in which nothing happened", n)
+		}
 	}
+}
+
+func (w *world) loads() (n int64) {
+	for _, p := range w.procs {
+		n += p.hall.Metrics().Loads.Load()
+	}
+	return n
 }
 
 // checkTown wants a town at rest: everything ended, or waiting for a person.
@@ -96,7 +105,7 @@ func (w *world) checkTown(t *simTown) {
 	if sb.Renewals > sb.AwakeMS/time.Hour.Milliseconds() {
 		w.violate("town %s renewed its token %d times in %d ms awake", t.name, sb.Renewals, sb.AwakeMS)
 	}
-	err := w.proc.hall.View(context.Background(), t.id, func(tn *town.Town, now time.Time) error {
+	err := w.procs[0].hall.View(context.Background(), t.id, func(tn *town.Town, now time.Time) error {
 		for _, b := range tn.Beads() {
 			why, err := tn.Why(now, b.ID)
 			if err != nil {

@@ -45,7 +45,7 @@ func (w *world) populate() {
 
 func (t *simTown) create(i int) {
 	w := t.w
-	p := w.proc
+	p := w.server()
 	if p == nil {
 		w.at(10*time.Second, func() { t.create(i) })
 		return
@@ -80,7 +80,7 @@ func (t *simTown) ask(in town.Input, answer func(error)) {
 func (t *simTown) askKey(in town.Input, key string, answer func(error)) {
 	w := t.w
 	again := func() { w.at(w.between(5*time.Second, 30*time.Second), func() { t.askKey(in, key, answer) }) }
-	p := w.proc
+	p := w.server()
 	if p == nil {
 		again()
 		return

@@ -169,7 +169,7 @@ func (r *runner) realign() {
 }
 
 func (r *runner) view(f func(*town.Town)) bool {
-	p := r.w.proc
+	p := r.w.server()
 	if p == nil {
 		return false
 	}

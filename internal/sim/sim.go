@@ -8,6 +8,7 @@ import (
 	"hash"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"gastown/internal/hall"
@@ -22,6 +23,7 @@ type Options struct {
 	Hours float64      // of virtual time with work and faults; about a day of rest follows
 	Towns int          // at least 1
 	Calm  bool         // no faults
+	Pair  bool         // two servers on one store
 	Log   *slog.Logger // of the hall; nil discards
 }
 
@@ -65,7 +67,7 @@ type world struct {
 	shadow *shadow
 	boxes  *boxes
 	hub    *hubs
-	proc   *process // nil while no server runs
+	procs  []*process // the servers that run now
 	boots  int
 	limits store.Limits
 	towns  []*simTown
@@ -86,6 +88,9 @@ func Run(o Options) Report {
 	begin := time.Now()
 	w := newWorld(o)
 	w.boot()
+	if o.Pair {
+		w.boot()
+	}
 	w.play(w.end)
 	w.restless = false
 	for _, t := range w.towns {
@@ -199,30 +204,41 @@ func (p *process) AfterFunc(d time.Duration, f func()) func() {
 func (w *world) boot() {
 	w.boots++
 	p := &process{w: w, boot: fmt.Sprintf("boot%d", w.boots)}
-	n := 0
+	n, boot := 0, w.boots
 	drv, hub := &mortalDriver{p}, &mortalHub{p}
 	p.hall = hall.New(hall.Config{
-		Store: &mortalStore{Store: w.mem, p: p}, Boot: p.boot, Clock: p, Exec: p, Limits: w.limits, Driver: drv, Hub: hub, Log: w.opt.Log,
+		Store: &mortalStore{Store: w.mem, p: p}, Boot: p.boot, Shared: w.opt.Pair, Clock: p, Exec: p, Limits: w.limits, Driver: drv, Hub: hub, Log: w.opt.Log,
 		Perform: &hall.Outside{Driver: drv, Hub: hub, Tokens: &mortalTokens{p}, Runner: func(hall.TownRef, int64) ([]string, []string) {
 			return []string{"runner"}, nil
 		}},
-		NewID: func() string { n++; return fmt.Sprintf("%d-%d", w.boots, n) },
+		NewID: func() string { n++; return fmt.Sprintf("%d-%d", boot, n) },
 	})
-	w.proc = p
+	w.procs = append(w.procs, p)
 }
 
-// crash ends the process where it stands.
-func (w *world) crash() {
+// crash ends a process where it stands.
+func (w *world) crash(p *process) {
 	w.crashes++
-	w.proc.dead = true
-	w.proc = nil
+	p.dead = true
+	w.procs = slices.DeleteFunc(w.procs, func(o *process) bool { return o == p })
 	w.at(w.between(0, 3*time.Minute), w.boot)
 }
 
-// do hands an input to the server, if one runs. lost says that no answer came:
-// the input may have taken effect.
+// server is the one that a call reaches, nil while none runs.
+func (w *world) server() *process {
+	switch len(w.procs) {
+	case 0:
+		return nil
+	case 1:
+		return w.procs[0]
+	}
+	return w.procs[w.rng.IntN(len(w.procs))]
+}
+
+// do hands an input to a server, if one runs. lost says that no answer came: the
+// input may have taken effect.
 func (w *world) do(id string, in town.Input) (err error, lost bool) {
-	p := w.proc
+	p := w.server()
 	if p == nil {
 		return nil, true
 	}

@@ -70,8 +70,7 @@ func (x *box) end(why string, told bool) {
 		return
 	}
 	x.running, x.ended = false, why
-	if told && x.w.proc != nil {
-		p := x.w.proc
+	if p := x.w.server(); told && p != nil {
 		p.Go(func() { p.hall.Exited(sandbox.Ref{Driver: "sim", Town: x.town, Generation: x.gen}) })
 	}
 }
