@@ -51,6 +51,13 @@ func checkInvariants(t testing.TB, town *Town, now time.Time) {
 		t.Fatalf("index counts %d open beads, there are %d", town.ix.open, open)
 	}
 	checkSandbox(t, town, at)
+	var booked int64
+	for _, u := range town.Usage(now) {
+		booked += u.Awake()
+	}
+	if got := town.AwakeMS(now); got != booked {
+		t.Fatalf("awake for %d ms, of which %d are accounted for", got, booked)
+	}
 	if w, ok := town.NextWake(now); ok && !w.After(now) {
 		t.Fatalf("next wake %s is not after %s", w, now)
 	}

@@ -21,6 +21,7 @@ const (
 	kindClaim   rowKind = "claim"
 	kindBreaker rowKind = "breaker"
 	kindNotice  rowKind = "notice"
+	kindUsage   rowKind = "usage"
 )
 
 type rowKey struct {
@@ -90,6 +91,9 @@ func (t *Town) Rows() []Row {
 	for id := range t.notices {
 		t.mark(kindNotice, strconv.FormatInt(id, 10))
 	}
+	for day := range t.usage {
+		t.mark(kindUsage, day)
+	}
 	t.mark(kindTown, t.info.ID)
 	return t.Changes()
 }
@@ -111,6 +115,8 @@ func (t *Town) encode(k rowKey) []byte {
 		v = orNil(t.claims, k.id)
 	case kindBreaker:
 		v = orNil(t.breakers, k.id)
+	case kindUsage:
+		v = orNil(t.usage, k.id)
 	case kindNotice:
 		if id, err := strconv.ParseInt(k.id, 10, 64); err == nil {
 			v = orNil(t.notices, id)
@@ -187,6 +193,8 @@ func (t *Town) decode(r Row) error {
 		return into(t.claims, r, func(v *Claim) string { return v.Key })
 	case kindBreaker:
 		return into(t.breakers, r, func(v *Breaker) string { return v.Subject })
+	case kindUsage:
+		return into(t.usage, r, func(v *Usage) string { return v.Day })
 	case kindNotice:
 		var v Notice
 		if err := strict(r.Body, &v); err != nil {

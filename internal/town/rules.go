@@ -31,6 +31,7 @@ func (t *Town) settle(now Time) {
 			panic("town: the rules do not settle")
 		}
 	}
+	t.meter(now)
 	t.finished(now)
 	t.revise()
 }

@@ -60,7 +60,9 @@ type Sandbox struct {
 
 	Starts   int64 `json:"starts"`
 	Renewals int64 `json:"renewals"`
-	AwakeMS  int64 `json:"awake_ms"` // of ended stays awake, starting to asleep
+	AwakeMS  int64 `json:"awake_ms"` // booked so far, see Usage
+	// AwakeBase is AwakeMS at the latest start.
+	AwakeBase int64 `json:"awake_base,omitempty"`
 }
 
 // HoldReason is one of the only reasons that may keep a sandbox awake.

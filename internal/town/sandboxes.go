@@ -15,12 +15,12 @@ func (t *Town) setSandbox(now Time, to SandboxState, why string) {
 	}
 	from := s.State
 	s.State, s.Since = to, now
+	t.meter(now)
 	if to == SandboxAsleep && from.Running() {
-		s.AwakeMS += int64(now - s.StartedAt)
 		s.Ref, s.HelloBy, s.DrainBy, s.Drained, s.LastHold = "", 0, 0, false, 0
 		s.StopReason = why
 		t.log(now, "sandbox.asleep", t.info.Name, "", why, "generation", strconv.FormatInt(s.Generation, 10),
-			"awake_ms", strconv.FormatInt(int64(now-s.StartedAt), 10), "ended", s.LastHoldWas)
+			"awake_ms", strconv.FormatInt(s.AwakeMS-s.AwakeBase, 10), "ended", s.LastHoldWas)
 	}
 	t.mark(kindTown, t.info.ID)
 }
@@ -237,7 +237,7 @@ func (t *Town) admitted(now Time, a Admitted) {
 	s.Generation++
 	s.Starts++
 	s.Position, s.AdmitAt = 0, 0
-	s.StartedAt, s.TokenAt = now, now
+	s.StartedAt, s.TokenAt, s.AwakeBase = now, now, s.AwakeMS
 	s.HelloBy = now.Add(t.duration("sandbox.hello_timeout", nil, nil))
 	s.Stream, s.Seq, s.LastSeen, s.HelloAt, s.Inspected = "", 0, 0, 0, 0
 	s.LastHold, s.LastHoldWas, s.Extended = 0, s.StartHold, 0

@@ -24,6 +24,7 @@ type Info struct {
 	Removed   bool     `json:"removed,omitempty"` // disks and repositories of a deleting town are gone
 
 	Sandbox Sandbox `json:"sandbox"`
+	Meter   Meter   `json:"meter"`
 
 	DesiredRev  int64  `json:"desired_rev"`
 	DesiredHash string `json:"desired_hash,omitempty"`
@@ -44,6 +45,7 @@ type Town struct {
 	claims   map[string]*Claim
 	breakers map[string]*Breaker
 	notices  map[int64]*Notice
+	usage    map[string]*Usage // by day
 
 	ix      index
 	dirty   map[rowKey]struct{}
@@ -76,7 +78,7 @@ func New(id, name, owner string, now Time) *Town {
 func empty() *Town {
 	return &Town{
 		rigs: map[string]*Rig{}, beads: map[string]*Bead{}, runs: map[string]*Run{}, agents: map[string]*Agent{},
-		claims: map[string]*Claim{}, breakers: map[string]*Breaker{}, notices: map[int64]*Notice{},
+		claims: map[string]*Claim{}, breakers: map[string]*Breaker{}, notices: map[int64]*Notice{}, usage: map[string]*Usage{},
 		dirty: map[rowKey]struct{}{}, ix: newIndex(),
 	}
 }
