@@ -151,7 +151,7 @@ func (a *App) undoDrain(ctx context.Context) {
 		}
 		for _, h := range heads {
 			after = h.Name
-			if h.Status == "paused" {
+			if h.Status != "active" {
 				a.warn("a town that the last stop put to sleep could not be resumed", h.Name, a.undo(ctx, h))
 			}
 		}
