@@ -54,7 +54,6 @@ func TestAHumanHoldIsBookedUntilItsOwnEndHoweverLateAnyoneLooks(t *testing.T) {
 	if u := d.town.Usage(d.now); u[0].Held != 600_000 || u[0].Grace != 45_000 || u[0].Holds["human ann"] != 600_000 {
 		t.Fatalf("usage = %+v", u)
 	}
-	d.quiet = true
 	d.pass(75 * time.Second)
 	d.wantSandbox(SandboxDraining)
 }
