@@ -320,7 +320,10 @@ func TestAnAgentThatNeedsAModelGetsOne(t *testing.T) {
 		problem(422, errs.Invalid)
 	const key = "sk-very-secret-key"
 	r := l.call("POST", "/api/v1/providers", api.CreateProvider{Kind: "openai-compatible", Name: "house", BaseURL: "https://models.example/v1/", Key: key}).want(201, nil)
-	l.call("POST", "/api/v1/providers", `{"kind":"openai-compatible","name":"house","key":7,"x":"`+key+`"}`).problem(422, errs.Invalid)
+	odd := l.call("POST", "/api/v1/providers", `{"kind":"openai-compatible","name":"house","base_url":7,"key":["`+key+`"],"x":"`+key+`"}`)
+	odd.problem(422, errs.Invalid)
+	broken := l.call("POST", "/api/v1/providers", `{"key":"`+key+`"`)
+	broken.problem(400, errs.Invalid)
 	add("one", map[string]string{}).problem(422, errs.Invalid) // it lists no model
 	l.call("POST", "/api/v1/providers", api.CreateProvider{Kind: "openai-compatible", Name: "house", BaseURL: "https://models.example/v1", Key: key,
 		Models: []string{"m1", "m2"}}).want(201, nil)
@@ -335,7 +338,7 @@ func TestAnAgentThatNeedsAModelGetsOne(t *testing.T) {
 	}
 	add("two", map[string]string{"provider": "other", "model": "m9"}).want(201, nil)
 	list := l.call("GET", "/api/v1/providers", nil).want(200, nil)
-	for _, text := range []string{string(r.body), string(list.body), l.log.String()} {
+	for _, text := range []string{string(r.body), string(list.body), string(odd.body), string(broken.body), l.log.String()} {
 		if strings.Contains(text, key) {
 			t.Errorf("the key shows in %s", text)
 		}

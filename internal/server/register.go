@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"reflect"
@@ -123,7 +124,8 @@ func decode(data []byte, v any) error {
 	if err := dec.Decode(v); err != nil {
 		return badBody(jsonProblem(err))
 	}
-	if dec.More() {
+	// More would take a closing bracket for an end.
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return badBody("there is more after the JSON document")
 	}
 	return nil
