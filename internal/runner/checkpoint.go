@@ -33,6 +33,14 @@ type checkpointer struct {
 	head   string     // of the last checkpoint
 	stored string     // its tree
 	commit string
+	closed bool
+}
+
+// close waits for a checkpoint in progress; later ones do nothing.
+func (c *checkpointer) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
 }
 
 // saved is the outcome of a checkpoint. Commit is "" when nothing is new.
@@ -45,6 +53,9 @@ type saved struct {
 func (c *checkpointer) save(ctx context.Context, local bool) (saved, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed {
+		return saved{}, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
 	p, err := c.open()

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"gastown/internal/town"
@@ -101,36 +102,59 @@ func (r *Runner) meetLocked(d town.DesiredRun, rig town.DesiredRig, drain bool) 
 func (r *Runner) applyGatesLocked(doc town.Desired) {
 	wanted := map[gateKey]bool{}
 	for _, j := range doc.Gates {
-		key := keyOf(j)
-		wanted[key] = !doc.Drain
-		if r.gates[key] != nil || doc.Drain {
-			continue
-		}
-		ctx, cancel := context.WithCancel(r.base)
-		g := &gateRun{cancel: cancel, done: make(chan struct{})}
-		r.gates[key] = g
-		r.goes(func() {
-			r.runGates(ctx, j)
-			cancel()
-			close(g.done)
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.tellDrainedLocked()
-		})
+		wanted[keyOf(j)] = !doc.Drain
 	}
 	for key, g := range r.gates {
-		if wanted[key] {
-			continue
-		}
-		g.cancel()
-		select {
-		case <-g.done:
-			delete(r.gates, key)
-		default:
+		if !wanted[key] {
+			g.cancel()
 			r.leaving = append(r.leaving, g)
 			delete(r.gates, key)
 		}
 	}
+	r.leaving = slices.DeleteFunc(r.leaving, func(g *gateRun) bool {
+		select {
+		case <-g.done:
+			return true
+		default:
+			return false
+		}
+	})
+	for _, j := range doc.Gates {
+		if key := keyOf(j); wanted[key] && r.gates[key] == nil {
+			r.gates[key] = r.gateLocked(j)
+		}
+	}
+}
+
+// gateLocked begins a job, after those of the same bead: they share a worktree.
+func (r *Runner) gateLocked(j town.GateJob) *gateRun {
+	var before []*gateRun
+	for _, g := range r.gates {
+		if g.bead == j.Bead {
+			before = append(before, g)
+		}
+	}
+	for _, g := range r.leaving {
+		if g.bead == j.Bead {
+			before = append(before, g)
+		}
+	}
+	ctx, cancel := context.WithCancel(r.base)
+	n := &gateRun{bead: j.Bead, cancel: cancel, done: make(chan struct{})}
+	r.goes(func() {
+		for _, g := range before {
+			<-g.done
+		}
+		if ctx.Err() == nil {
+			r.runGates(ctx, j)
+		}
+		cancel()
+		close(n.done)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.tellDrainedLocked()
+	})
+	return n
 }
 
 // tellDrainedLocked reports once per drain that nothing runs any more.

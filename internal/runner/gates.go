@@ -37,6 +37,7 @@ func keyOf(j town.GateJob) gateKey { return gateKey{j.Bead, j.N, j.Candidate} }
 // gateRun is a job that was begun. done is closed when it is over; cancelled
 // jobs are begun anew when they are still wanted.
 type gateRun struct {
+	bead   string
 	cancel context.CancelFunc
 	done   chan struct{}
 }

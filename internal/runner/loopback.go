@@ -228,7 +228,7 @@ func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, r
 			if h.answered != nil {
 				h.answered(res.StatusCode)
 			}
-			if h.alive != nil {
+			if h.alive != nil && res.StatusCode != http.StatusSwitchingProtocols {
 				res.Body = &livelyBody{ReadCloser: res.Body, alive: h.alive}
 			}
 			return nil

@@ -237,9 +237,12 @@ func (r *Runner) follow(ctx context.Context, rev int64) bool {
 			r.cfg.Timing.backoff(ctx, try, err)
 			try++
 			continue
-		case ok:
+		case ok && doc.Rev != rev:
 			rev = doc.Rev
 			r.apply(doc)
+		case err == nil:
+			// Nothing new: not all runners ask again in the same instant.
+			r.cfg.Timing.backoff(ctx, 0, nil)
 		}
 		try = 0
 	}

@@ -69,6 +69,9 @@ type run struct {
 	prepared context.Context // ends when the run has to end before its agent runs
 	abandon  context.CancelFunc
 
+	saves   context.Context // ends when a checkpoint is of no more use
+	noSaves context.CancelFunc
+
 	life      atomic.Int64 // last sign of life, UTC milliseconds
 	output    atomic.Bool  // the model (or an agent without one) ever said something
 	lastModel atomic.Int32 // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
@@ -95,6 +98,7 @@ func (r *Runner) newRun(d town.DesiredRun, rig town.DesiredRig, prev *run) *run 
 		done: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	n.prepared, n.abandon = context.WithCancel(r.base)
+	n.saves, n.noSaves = context.WithCancel(r.base)
 	n.alive()
 	n.tenant = &tenant{id: d.ID, epoch: d.Epoch, provider: d.Provider, secret: hashSecret(n.secret),
 		tools: newTools(n, r.cfg.Version), alive: n.modelAlive, answered: n.modelAnswered}
@@ -307,6 +311,9 @@ func (n *run) finish(end ending) {
 	sess, saver := n.session, n.saver
 	n.mu.Unlock()
 	grace := n.r.cfg.Timing.StopGrace
+	if !end.saves() {
+		n.noSaves() // one in progress would only hold the end up
+	}
 	save := sess != nil && saver != nil && end.saves()
 	if save {
 		n.save(end.how == endLocal) // insurance, before the agent is disturbed
@@ -321,6 +328,10 @@ func (n *run) finish(end ending) {
 		if save {
 			save = !n.save(end.how == endLocal)
 		}
+	}
+	n.noSaves()
+	if saver != nil {
+		saver.close()
 	}
 	n.r.loopback.expel(n.tenant)
 	if !save {
@@ -338,9 +349,12 @@ func (n *run) finish(end ending) {
 // save makes a checkpoint and tells of it. A failure (false) is told, not
 // fatal: the next one may succeed.
 func (n *run) save(local bool) bool {
-	ctx, cancel := context.WithTimeout(n.r.base, n.r.saveLimit())
+	ctx, cancel := context.WithTimeout(n.saves, n.r.saveLimit())
 	defer cancel()
 	if _, err := n.checkpoint(ctx, local); err != nil {
+		if n.saves.Err() != nil {
+			return false
+		}
 		n.log.Warn("checkpoint failed", "err", err)
 		n.story("checkpoint_failed", clip(err.Error(), 2000))
 		return false
