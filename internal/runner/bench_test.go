@@ -3,7 +3,9 @@ package runner
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"gastown/internal/agent"
@@ -126,8 +128,22 @@ func BenchmarkDocumentToSpawn(b *testing.B) {
 		})
 		<-spawned
 	}
+	settle := func() { // the run before is over and a spare is ready
+		f.publish(func(d *town.Desired) { d.Runs = nil })
+		f.awaitReport(town.ReportEnded, i-1)
+		for {
+			if _, err := os.Stat(filepath.Join(f.disk, "spare", "app")); err == nil {
+				return
+			}
+			runtime.Gosched()
+		}
+	}
 	start() // fetches
+	settle()
 	for b.Loop() {
 		start()
+		b.StopTimer()
+		settle()
+		b.StartTimer()
 	}
 }

@@ -435,7 +435,8 @@ func (f *fakeTown) begin(edit func(*Config)) *testRunner {
 		f.t.Fatal(err)
 	}
 	cfg := Config{Server: f.srv.URL, Disk: f.disk, Token: "token-1", SelfExe: self, Version: "test", Log: testLog(f.t),
-		Timing: Timing{BackoffMin: time.Millisecond, BackoffMax: 20 * time.Millisecond, Flush: time.Millisecond, StopGrace: 500 * time.Millisecond}}
+		Timing: Timing{BackoffMin: time.Millisecond, BackoffMax: 20 * time.Millisecond, Flush: time.Millisecond, StopGrace: 500 * time.Millisecond,
+			VerdictGrace: 500 * time.Millisecond}}
 	if edit != nil {
 		edit(&cfg)
 	}

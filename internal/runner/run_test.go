@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -109,6 +110,56 @@ func TestAnAgentThatCrashesInMidTurnIsChargedToTheWork(t *testing.T) {
 	cp := f.awaitReport(town.ReportCheckpoint, 0)
 	if got := f.must(f.dir, "show", cp.Commit+":half.txt"); got != "half" {
 		t.Errorf("the checkpoint holds %q", got)
+	}
+}
+
+func TestAnAgentThatIsKilledInMidTurnIsChargedToTheWork(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang\necho half > x; mv x half.txt\n```\n"
+	f.addRun(nil)
+	f.begin(nil)
+	started := f.awaitReport(town.ReportStarted, 0)
+	f.awaitFile("half.txt")
+	if err := syscall.Kill(started.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	e := f.awaitReport(town.ReportEnded, 0)
+	if e.Outcome != town.OutcomeFailed || e.Class != town.ClassWork || !strings.Contains(e.Reason, "killed") {
+		t.Errorf("ended: %+v", e)
+	}
+	if cp := f.awaitReport(town.ReportCheckpoint, 0); f.must(f.dir, "show", cp.Commit+":half.txt") != "half" {
+		t.Error("the work of the dead agent was not saved")
+	}
+}
+
+func TestHeartbeatsNameTheLivingRuns(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.doc.Heartbeat = 20
+	h := f.play(nil)
+	f.await("heartbeat of the run", func() bool {
+		for _, r := range f.reports {
+			if r.Kind == town.ReportHeartbeat && len(r.Runs) == 1 && r.Runs[0].Run == theRun && r.Runs[0].Epoch == 1 && r.Runs[0].IdleMS >= 20 {
+				return true
+			}
+		}
+		return false
+	})
+	close(h.release)
+}
+
+func TestAVerdictLetsTheTurnEndOnlySoLong(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	h := f.play(nil)
+	f.publish(func(d *town.Desired) {
+		d.Runs = append([]town.DesiredRun(nil), d.Runs...)
+		d.Runs[0].Verdict = town.OutcomeNoChange
+	})
+	// The turn never ends by itself: the grace does.
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeNoChange || h.session.Closed() == 0 {
+		t.Errorf("ended: %+v", e)
 	}
 }
 
