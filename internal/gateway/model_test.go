@@ -10,6 +10,8 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"gastown/internal/api"
@@ -26,7 +28,7 @@ func (f policyFunc) ModelAccess(r *http.Request, provider string) error { return
 func anyone(*http.Request, string) error { return nil }
 
 // newModelLab serves the gateway in front of an upstream that calls answer.
-func newModelLab(t *testing.T, answer http.HandlerFunc) (base string, log *bytes.Buffer) {
+func newModelLab(t *testing.T, answer http.HandlerFunc) (base string, log *lockedBuffer) {
 	t.Helper()
 	up := httptest.NewServer(answer)
 	t.Cleanup(up.Close)
@@ -38,10 +40,28 @@ func newModelLab(t *testing.T, answer http.HandlerFunc) (base string, log *bytes
 	if err := p.Put(Provider{Kind: KindOpenAICompatible, Name: "house", BaseURL: up.URL + "/base/v1", Key: "sk-real"}); err != nil {
 		t.Fatal(err)
 	}
-	log = &bytes.Buffer{}
+	log = &lockedBuffer{}
 	srv := httptest.NewServer(NewModel(p, policyFunc(anyone), modelPrefix, nil, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
 	t.Cleanup(srv.Close)
 	return srv.URL + modelPrefix, log
+}
+
+// lockedBuffer collects what several goroutines write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func post(t *testing.T, address string, body io.Reader, headers ...string) *http.Response {
@@ -63,9 +83,9 @@ func post(t *testing.T, address string, body io.Reader, headers ...string) *http
 
 func TestTheProviderSeesTheKeyAndNobodysIdentity(t *testing.T) {
 	t.Parallel()
-	var seen *http.Request
+	var asked atomic.Pointer[http.Request]
 	base, log := newModelLab(t, func(w http.ResponseWriter, r *http.Request) {
-		seen = r.Clone(r.Context())
+		asked.Store(r.Clone(r.Context()))
 		w.Header().Set("Set-Cookie", "a=b")
 		w.Header().Set("Retry-After", "7")
 		w.Header().Set("X-Request-Id", "r1")
@@ -74,6 +94,7 @@ func TestTheProviderSeesTheKeyAndNobodysIdentity(t *testing.T) {
 	res := post(t, base+"house/chat/completions?beta=1", strings.NewReader(`{}`), "Authorization", "Bearer sandbox-token", "X-Api-Key", "run-token",
 		"Cookie", "c=d", "Gastown-Run", "web-aaaaa.1", "Gastown-Epoch", "1", "Proxy-Authorization", "Basic eA==", "Forwarded", "for=x",
 		"X-Forwarded-For", "10.0.0.1", "Connection", "X-Secret-Hop", "X-Secret-Hop", "1", "Openai-Organization", "org", "Content-Type", "application/json", "X-Stainless-Lang", "js")
+	seen := asked.Load()
 	if res.StatusCode != 429 || res.Header.Get("Retry-After") != "7" || res.Header.Get("X-Request-Id") != "r1" || res.Header.Get("Set-Cookie") != "" {
 		t.Errorf("answer %d %v", res.StatusCode, res.Header)
 	}

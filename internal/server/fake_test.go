@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -104,35 +105,35 @@ func TestAQuietStreamHasAHeartbeat(t *testing.T) {
 			return changed, func() { watches-- }
 		}}}
 		w := piped{httptest.NewRecorder(), make(chan string, 100)}
-		looks := 0
+		var looks atomic.Int64 // the race detector does not count time as an order
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			s.follow(t.Context(), "t1", &sse{w: w, rc: http.NewResponseController(w)}, func(context.Context) (bool, error) {
-				looks++
+				looks.Add(1)
 				return false, nil
 			})
 		}()
 		synctest.Wait()
-		if got := <-w.wrote; got != ": hello\n\n" || looks != 1 || watches != 1 {
-			t.Errorf("%q, %d looks, %d watches", got, looks, watches)
+		if got := <-w.wrote; got != ": hello\n\n" || looks.Load() != 1 || watches != 1 {
+			t.Errorf("%q, %d looks, %d watches", got, looks.Load(), watches)
 		}
 		changed <- struct{}{}
 		synctest.Wait()
-		if looks != 2 {
-			t.Errorf("%d looks after a commit", looks)
+		if looks.Load() != 2 {
+			t.Errorf("%d looks after a commit", looks.Load())
 		}
 		s.taps.tell("t1")
 		synctest.Wait()
-		if looks != 3 {
-			t.Errorf("%d looks after a transcript", looks)
+		if looks.Load() != 3 {
+			t.Errorf("%d looks after a transcript", looks.Load())
 		}
 		begin := time.Now()
 		if got := <-w.wrote; got != ": heartbeat\n\n" || time.Since(begin) != heartbeat {
 			t.Errorf("%q after %s", got, time.Since(begin))
 		}
-		if want := 3 + int(heartbeat/lookAgain); looks != want {
-			t.Errorf("%d looks, want %d", looks, want)
+		if want := 3 + int64(heartbeat/lookAgain); looks.Load() != want {
+			t.Errorf("%d looks, want %d", looks.Load(), want)
 		}
 		s.Stop()
 		<-done

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -262,9 +263,10 @@ func TestAnExpiredTokenIsExchangedOnce(t *testing.T) {
 
 func TestAModelIsReachedOnlyByARunWithItsProvider(t *testing.T) {
 	t.Parallel()
-	var seen http.Header
+	var seen atomic.Pointer[http.Header]
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		seen = r.Header.Clone()
+		h := r.Header.Clone()
+		seen.Store(&h)
 		_, _ = io.WriteString(w, r.URL.Path)
 	}))
 	defer up.Close()
@@ -281,8 +283,8 @@ func TestAModelIsReachedOnlyByARunWithItsProvider(t *testing.T) {
 		return l.callAs(token, "POST", wire.PathModel+path, "{}", headers...)
 	}
 	r := ask("house/chat/completions", wire.HeaderRun, run.ID, wire.HeaderEpoch, fmt.Sprint(run.Epoch))
-	if r.want(200, nil); string(r.body) != "/v1/chat/completions" || seen.Get("Authorization") != "Bearer sk-real" || seen.Get(wire.HeaderRun) != "" {
-		t.Errorf("%s, %v", r.body, seen)
+	if r.want(200, nil); string(r.body) != "/v1/chat/completions" || seen.Load().Get("Authorization") != "Bearer sk-real" || seen.Load().Get(wire.HeaderRun) != "" {
+		t.Errorf("%s, %v", r.body, seen.Load())
 	}
 	ask("house/chat/completions").problem(422, errs.Invalid)
 	ask("house/x", wire.HeaderRun, run.ID, wire.HeaderEpoch, "99").problem(410, errs.Gone)
