@@ -245,6 +245,24 @@ func (t *Town) resume(now Time, in Resume) error {
 	return nil
 }
 
+// refreshToken asks for a renewal before its time. An asleep sandbox has no
+// token that anybody uses.
+func (t *Town) refreshToken(now Time, in RefreshToken) error {
+	by, err := person(in.By)
+	if err != nil {
+		return err
+	}
+	s := &t.info.Sandbox
+	if s.State != SandboxAwake {
+		return errs.New(errs.Conflict, "the sandbox of town %s is %s: it has no token to renew, and nothing was done", t.info.Name, s.State).
+			WithHint("it gets a new token when it starts")
+	}
+	s.RenewAsked = true
+	t.mark(kindTown, t.info.ID)
+	t.log(now, "token.asked", t.info.Name, by, "")
+	return nil
+}
+
 func (t *Town) deleteTown(now Time, in DeleteTown) error {
 	by, err := person(in.By)
 	if err != nil {

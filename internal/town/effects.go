@@ -83,7 +83,7 @@ func (t *Town) sandboxEffects(now Time, add adder) {
 // the last one, and only a sandbox that is awake has anything to renew.
 func (t *Town) renewalDue(now Time) bool {
 	s := &t.info.Sandbox
-	return s.State == SandboxAwake && now.Sub(s.TokenAt) >= t.duration("token.refresh_interval", nil, nil)
+	return s.State == SandboxAwake && (s.RenewAsked || now.Sub(s.TokenAt) >= t.duration("token.refresh_interval", nil, nil))
 }
 
 func (t *Town) rigEffects(r *Rig, now Time, add adder) {

@@ -69,6 +69,8 @@ func (t *Town) apply(now Time, in Input) error {
 		return t.pause(now, in)
 	case Resume:
 		return t.resume(now, in)
+	case RefreshToken:
+		return t.refreshToken(now, in)
 	case DeleteTown:
 		return t.deleteTown(now, in)
 	}

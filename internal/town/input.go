@@ -88,6 +88,8 @@ type (
 		By  string
 		For time.Duration
 	}
+	// RefreshToken renews the token of an awake sandbox before its time.
+	RefreshToken struct{ By string }
 	// DeleteTown removes everything. Irreversible.
 	DeleteTown struct{ By string }
 )
@@ -185,6 +187,7 @@ func (DropRig) input() string       { return "rig.drop" }
 func (SetTown) input() string       { return "town.set" }
 func (Pause) input() string         { return "town.pause" }
 func (Resume) input() string        { return "town.resume" }
+func (RefreshToken) input() string  { return "token.refresh" }
 func (DeleteTown) input() string    { return "town.delete" }
 func (Hello) input() string         { return "sandbox.hello" }
 func (Reports) input() string       { return "sandbox.reports" }
@@ -199,6 +202,6 @@ func (Tick) input() string          { return "tick" }
 // Inputs returns one zero value of every input that exists.
 func Inputs() []Input {
 	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{},
-		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, GatesDone{}, Exchange{},
+		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, GatesDone{}, Exchange{},
 		SandboxExited{}, EffectDone{}, Unheard{}, Tick{}}
 }

@@ -125,7 +125,7 @@ func (t *Town) exchange(now Time, in Exchange) error {
 
 func (t *Town) renewed(now, at Time) {
 	s := &t.info.Sandbox
-	s.TokenAt = at
+	s.TokenAt, s.RenewAsked = at, false
 	s.Renewals++
 	t.mark(kindTown, t.info.ID)
 	t.log(now, "token.renewed", t.info.Name, "", "")

@@ -55,8 +55,9 @@ type Sandbox struct {
 	Wedges      int          `json:"wedges,omitempty"`    // in a row
 	Inspected   Time         `json:"inspected,omitempty"` // last answer of the driver while silent
 	TokenAt     Time         `json:"token_at,omitempty"`  // issue time of the current token
-	Stream      string       `json:"stream,omitempty"`    // of the runner's reports
-	Seq         int64        `json:"seq,omitempty"`       // last report taken from it
+	RenewAsked  bool         `json:"renew_asked,omitempty"`
+	Stream      string       `json:"stream,omitempty"` // of the runner's reports
+	Seq         int64        `json:"seq,omitempty"`    // last report taken from it
 
 	Starts   int64 `json:"starts"`
 	Renewals int64 `json:"renewals"`

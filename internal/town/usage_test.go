@@ -1,8 +1,11 @@
 package town
 
 import (
+	"strings"
 	"testing"
 	"time"
+
+	"gastown/internal/errs"
 )
 
 func TestAwakeTimeIsTheSumOfItsReasons(t *testing.T) {
@@ -56,4 +59,23 @@ func TestAHumanHoldIsBookedUntilItsOwnEndHoweverLateAnyoneLooks(t *testing.T) {
 	}
 	d.pass(75 * time.Second)
 	d.wantSandbox(SandboxDraining)
+}
+
+func TestAForcedRenewalNeedsAnAwakeSandbox(t *testing.T) {
+	d := newDriver(t)
+	if err := d.try(RefreshToken{By: "ann"}); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "asleep") {
+		t.Fatalf("asleep: got %v", err)
+	}
+	d.do(Resume{By: "ann", For: time.Hour})
+	d.hello()
+	d.pass(time.Minute)
+	rev := d.town.Desired().Rev
+	d.do(RefreshToken{By: "ann"})
+	if s := d.town.Sandbox(); s.Renewals != 1 || s.TokenAt != At(d.now) || d.town.Desired().Rev == rev {
+		t.Fatalf("not renewed: %+v", s)
+	}
+	d.pass(30 * time.Minute)
+	if s := d.town.Sandbox(); s.Renewals != 1 {
+		t.Fatalf("%d renewals", s.Renewals)
+	}
 }
