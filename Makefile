@@ -18,7 +18,7 @@ OPENCODE = $(CURDIR)/build/agents/node_modules/.bin/opencode
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: ## build gastown and watch a town work, sleep, and survive a crash
+demo: ## build gastown and watch a town work and go to sleep
 	$(GOBUILD) -o bin/gastown ./cmd/gastown
 	bin/gastown demo
 
