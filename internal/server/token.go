@@ -1,12 +1,14 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
 
 	"gastown/internal/errs"
+	"gastown/internal/hall"
 	"gastown/internal/town"
 )
 
@@ -22,6 +24,8 @@ const (
 // time give the same bytes on every server that shares the key, so a token is
 // never stored. A Signer is safe for concurrent use.
 type Signer struct{ key []byte }
+
+var _ hall.Tokens = (*Signer)(nil)
 
 // NewSigner makes a Signer with a key of 32 bytes.
 func NewSigner(key []byte) (*Signer, error) {
@@ -88,4 +92,9 @@ func (s *Signer) verify(token string, now time.Time, leeway time.Duration) (clai
 		return claims{}, errs.New(errs.Unauthorized, "the sandbox token is not valid or has expired")
 	}
 	return c, nil
+}
+
+// Sandbox is Token in the form that the hall asks for.
+func (s *Signer) Sandbox(_ context.Context, t hall.TownRef, generation int64, at town.Time) ([]byte, error) {
+	return []byte(s.Token(t.ID, t.Owner, generation, at)), nil
 }
