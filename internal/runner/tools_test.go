@@ -13,6 +13,7 @@ import (
 	"gastown/internal/agent"
 	"gastown/internal/agent/agenttest"
 	"gastown/internal/errs"
+	"gastown/internal/runner/wire"
 	"gastown/internal/town"
 )
 
@@ -174,6 +175,55 @@ func TestNoChangeAndEscalateNeedAReason(t *testing.T) {
 	}
 	if f.verdicts[0].Text != "it works already" {
 		t.Errorf("verdict: %+v", f.verdicts[0])
+	}
+}
+
+func TestTheSameWordsAfterARefusalAreAnotherCall(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	refusals := 0
+	f.onVerdict = func(wire.VerdictRequest) error {
+		if refusals++; refusals == 1 {
+			return errs.New(errs.Conflict, "look again")
+		}
+		return nil
+	}
+	h := f.play(nil)
+	if text, failed := h.call("no_change", map[string]any{"reason": "same"}); !failed || !strings.Contains(text, "look again") {
+		t.Errorf("%v %s", failed, text)
+	}
+	if text, failed := h.call("no_change", map[string]any{"reason": "same"}); failed {
+		t.Error(text)
+	}
+	if f.verdicts[0].CallID == f.verdicts[1].CallID {
+		t.Error("both calls have the same id")
+	}
+	close(h.release)
+}
+
+func TestANewEpochWaitsUntilTheOldOneHasLeftTheWorktree(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	starter := &agenttest.Starter{OnStart: func(_ context.Context, s *agenttest.Session) error {
+		s.OnPrompt = func(_ context.Context, s *agenttest.Session, _ int, _ string) (agent.StopReason, error) {
+			<-s.Done() // deaf to a cancel
+			return "", errs.New(errs.Unavailable, "closed")
+		}
+		return nil
+	}}
+	f.addRun(nil)
+	f.begin(func(c *Config) { c.Start = starter.Start })
+	f.awaitReport(town.ReportStarted, 0)
+	f.publish(func(d *town.Desired) {
+		n := d.Runs[0]
+		n.ID, n.Epoch = "app-aaaaa.2", 2
+		d.Runs = []town.DesiredRun{n}
+	})
+	if s := f.awaitReport(town.ReportStarted, 1); s.Epoch != 2 {
+		t.Errorf("started: %+v", s)
+	}
+	if f.order(town.ReportEnded) < 0 || f.order(town.ReportEnded) > f.order(town.ReportStarted) {
+		t.Error("the new run started in the worktree of the old one")
 	}
 }
 
