@@ -60,11 +60,13 @@ func (w *world) step() bool {
 		choices = append(choices, func() { heap.Pop(&w.events).(event).f() })
 	}
 	for _, p := range w.procs {
-		for i := range p.tasks {
+		for i, t := range p.tasks {
+			if t.at.After(w.now) {
+				continue
+			}
 			choices = append(choices, func() {
-				f := p.tasks[i]
 				p.tasks = append(p.tasks[:i], p.tasks[i+1:]...)
-				f()
+				t.f()
 			})
 		}
 		for i, t := range p.timers {
@@ -106,6 +108,9 @@ func (w *world) next() time.Time {
 		see(w.events[0].at)
 	}
 	for _, p := range w.procs {
+		for _, t := range p.tasks {
+			see(t.at)
+		}
 		for _, t := range p.timers {
 			see(t.at)
 		}

@@ -166,6 +166,24 @@ func act(p *process, name string, call func() error) error {
 	return err
 }
 
+// performer checks what the hall performs against what was committed, and ends
+// calls whose time is over, as the context of a real one would.
+type performer struct {
+	hall.Outside
+	p *process
+}
+
+func (f *performer) Perform(ctx context.Context, t hall.TownRef, e town.Effect) (any, error) {
+	if !f.p.before() {
+		return nil, died()
+	}
+	w := f.p.w
+	if until := w.shadow.perform(t.ID, f.p.boot, e); w.now.After(until) {
+		return nil, context.DeadlineExceeded
+	}
+	return f.Outside.Perform(ctx, t, e)
+}
+
 // mortalDriver is the driver as one life of the server sees it.
 type mortalDriver struct{ p *process }
 

@@ -40,7 +40,7 @@ func (w *world) populate() {
 		w.at(w.between(0, time.Minute), func() { t.create(i) })
 	}
 	w.at(time.Hour, w.others)
-	w.at(12*time.Hour, w.jump)
+	w.at(2*time.Hour, w.jump)
 }
 
 func (t *simTown) create(i int) {
@@ -196,11 +196,11 @@ func (w *world) others() {
 
 // jump lets the machine sleep: nothing runs, and then it is later.
 func (w *world) jump() {
-	if w.fault("machine slept", 0.7) {
+	if w.fault("machine slept", 0.8) {
 		w.now = w.now.Add(w.between(time.Minute, 4*time.Hour))
 		for _, x := range w.boxes.by {
 			x.unused = time.Time{}
 		}
 	}
-	w.at(w.between(6*time.Hour, 18*time.Hour), w.jump)
+	w.at(w.between(time.Hour, 5*time.Hour), w.jump)
 }

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"gastown/internal/errs"
@@ -73,13 +74,20 @@ func (r *runner) call(in town.Input, answer func(error)) {
 		again()
 		return
 	}
-	err, lost := r.w.do(r.x.town, in)
+	late := 0.1
+	if _, reports := in.(town.Reports); reports {
+		late = 0.01
+	}
+	if r.w.fault("late copy of a message", late) {
+		r.w.at(r.w.between(0, 3*time.Hour), func() { r.say(in) })
+	}
+	err, lost := r.say(in)
 	if !lost && r.w.fault("message repeated", 0.01) {
-		if e2, l2 := r.w.do(r.x.town, in); l2 {
-			lost = true
-		} else if errs.Is(e2, errs.Gone) && err == nil {
-			err = nil // the first answer holds
+		e2, l2 := r.say(in)
+		if _, reports := in.(town.Reports); reports && err == nil && e2 == nil && !l2 {
+			r.w.violate("town %s took the same reports twice", r.x.town)
 		}
+		lost = l2 // else the first answer holds
 	}
 	switch k := errs.KindOf(err); {
 	case lost, k == errs.Unavailable, k == errs.Overloaded, r.w.fault("answer lost", 0.01):
@@ -89,6 +97,23 @@ func (r *runner) call(in town.Input, answer func(error)) {
 	default:
 		answer(err)
 	}
+}
+
+// say hands an input to the server. What comes from a generation that is not the
+// current one must be refused, but for the repeat of a verdict that was accepted:
+// it gets the same answer, and changes nothing.
+func (r *runner) say(in town.Input) (error, bool) {
+	v, verdict := in.(town.Verdict)
+	bead, _, _ := strings.Cut(v.Run, ".")
+	before := r.w.shadow.epochOf(r.x.town, bead)
+	err, lost := r.w.do(r.x.town, in)
+	if verdict && before == r.w.shadow.epochOf(r.x.town, bead) {
+		return err, lost
+	}
+	if t := r.w.shadow.towns[r.x.town]; !lost && err == nil && t != nil && t.columns.Generation != r.x.gen {
+		r.w.violate("%s of generation %d was taken by %s at generation %d", town.InputName(in), r.x.gen, t.name, t.columns.Generation)
+	}
+	return err, lost
 }
 
 func (r *runner) hello() {

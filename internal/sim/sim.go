@@ -173,8 +173,14 @@ type process struct {
 	boot   string
 	hall   *hall.Hall
 	dead   bool
-	tasks  []func()
+	tasks  []task
 	timers []*timer
+}
+
+// task is something that the hall wants done beside the rest.
+type task struct {
+	at time.Time // not before
+	f  func()
 }
 
 type timer struct {
@@ -185,9 +191,14 @@ type timer struct {
 
 // Go implements hall.Executor: the simulator runs f when it chooses to.
 func (p *process) Go(f func()) {
-	if !p.dead {
-		p.tasks = append(p.tasks, f)
+	if p.dead {
+		return
 	}
+	t := task{p.w.now, f}
+	if p.w.fault("slow task", 0.02) {
+		t.at = p.w.now.Add(p.w.between(0, 4*time.Minute))
+	}
+	p.tasks = append(p.tasks, t)
 }
 
 // Now implements hall.Clock.
@@ -208,9 +219,8 @@ func (w *world) boot() {
 	drv, hub := &mortalDriver{p}, &mortalHub{p}
 	p.hall = hall.New(hall.Config{
 		Store: &mortalStore{Store: w.mem, p: p}, Boot: p.boot, Shared: w.opt.Pair, Clock: p, Exec: p, Limits: w.limits, Driver: drv, Hub: hub, Log: w.opt.Log,
-		Perform: &hall.Outside{Driver: drv, Hub: hub, Tokens: &mortalTokens{p}, Runner: func(hall.TownRef, int64) ([]string, []string) {
-			return []string{"runner"}, nil
-		}},
+		Perform: &performer{p: p, Outside: hall.Outside{Driver: drv, Hub: hub, Tokens: &mortalTokens{p},
+			Runner: func(hall.TownRef, int64) ([]string, []string) { return []string{"runner"}, nil }}},
 		NewID: func() string { n++; return fmt.Sprintf("%d-%d", boot, n) },
 	})
 	w.procs = append(w.procs, p)

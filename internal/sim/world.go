@@ -64,6 +64,12 @@ func (b *boxes) start(s sandbox.Spec) (sandbox.Ref, error) {
 	return ref, nil
 }
 
+// healthy reports that a generation runs, spoke, and would speak now.
+func (b *boxes) healthy(town string, gen int64) bool {
+	x := b.by[town]
+	return x != nil && x.gen == gen && x.running && x.runner.greeted && !x.runner.frozen
+}
+
 // end ends a box; told says that the driver's hint reaches the server.
 func (x *box) end(why string, told bool) {
 	if !x.running {
