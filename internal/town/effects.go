@@ -186,6 +186,13 @@ func (t *Town) cleanupEffects(now Time, add adder) {
 	}
 }
 
+// cleaning reports whether somebody may be removing the refs of a bead. One who
+// never answered doesn't count for longer than its claim.
+func (t *Town) cleaning(b *Bead, now Time) bool {
+	c := t.claims["cleanup/"+b.ID]
+	return c != nil && c.Until > now
+}
+
 func (t *Town) cleanups() []string {
 	if len(t.ix.refs) == 0 {
 		return nil

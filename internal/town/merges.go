@@ -28,7 +28,7 @@ func (t *Town) gatesLimit(r *Rig) time.Duration {
 
 func (t *Town) gateTimeout(g Gate, r *Rig) time.Duration {
 	if g.Timeout > 0 {
-		return g.Timeout
+		return min(g.Timeout, day)
 	}
 	return t.duration("gate.timeout", nil, r)
 }

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"slices"
 	"strconv"
 )
@@ -177,28 +180,49 @@ func (t *Town) decode(r Row) error {
 			return fmt.Errorf("it says it is town %q", clip(v.ID, 60))
 		}
 		if _, ok := sandboxMoves[v.Sandbox.State]; !ok {
-			return fmt.Errorf("unknown sandbox state %q", clip(string(v.Sandbox.State), 60))
+			return unknown("sandbox state", v.Sandbox.State)
+		}
+		if !slices.Contains([]Mode{ModeActive, ModePaused, ModeSleeping, ModeDeleting}, v.Mode) {
+			return unknown("mode", v.Mode)
 		}
 		t.info = v
 		return nil
 	case kindRig:
-		return into(t.rigs, r, func(v *Rig) string { return v.Name })
+		return into(t.rigs, r, func(v *Rig) (string, error) {
+			if v.State != RigActive && v.State != RigRemoving {
+				return v.Name, unknown("state", v.State)
+			}
+			return v.Name, nil
+		})
 	case kindBead:
-		return decodeBead(t.beads, r)
+		return into(t.beads, r, checkBeadRow)
 	case kindRun:
-		return into(t.runs, r, func(v *Run) string { return v.ID })
+		return into(t.runs, r, func(v *Run) (string, error) {
+			if !slices.Contains([]RunState{RunStarting, RunRunning, RunDraining}, v.State) {
+				return v.ID, unknown("state", v.State)
+			}
+			return v.ID, nil
+		})
 	case kindAgent:
-		return into(t.agents, r, func(v *Agent) string { return v.ID })
+		return into(t.agents, r, func(v *Agent) (string, error) {
+			if v.ID != v.Rig+"/"+v.Name {
+				return v.ID, fmt.Errorf("it says it is %q of rig %q", clip(v.Name, 60), clip(v.Rig, 60))
+			}
+			return v.ID, nil
+		})
 	case kindClaim:
-		return into(t.claims, r, func(v *Claim) string { return v.Key })
+		return into(t.claims, r, func(v *Claim) (string, error) { return v.Key, nil })
 	case kindBreaker:
-		return into(t.breakers, r, func(v *Breaker) string { return v.Subject })
+		return into(t.breakers, r, func(v *Breaker) (string, error) { return v.Subject, nil })
 	case kindUsage:
-		return into(t.usage, r, func(v *Usage) string { return v.Day })
+		return into(t.usage, r, func(v *Usage) (string, error) { return v.Day, nil })
 	case kindNotice:
 		var v Notice
 		if err := strict(r.Body, &v); err != nil {
 			return err
+		}
+		if strconv.FormatInt(v.ID, 10) != r.ID {
+			return fmt.Errorf("it says it is %d", v.ID)
 		}
 		t.notices[v.ID] = &v
 		return nil
@@ -206,28 +230,32 @@ func (t *Town) decode(r Row) error {
 	return fmt.Errorf("unknown kind of row %q", clip(r.Kind, 60))
 }
 
-func decodeBead(m map[string]*Bead, r Row) error {
-	v := new(Bead)
-	if err := strict(r.Body, v); err != nil {
-		return err
-	}
-	if v.ID != r.ID {
-		return fmt.Errorf("it says it is %q", clip(v.ID, 60))
-	}
-	if _, ok := beadMoves[v.Status]; !ok {
-		return fmt.Errorf("unknown status %q", clip(string(v.Status), 60))
-	}
-	m[r.ID] = v
-	return nil
+func unknown[S ~string](what string, v S) error {
+	return fmt.Errorf("unknown %s %q", what, clip(string(v), 60))
 }
 
-func into[V any](m map[string]*V, r Row, id func(*V) string) error {
+func checkBeadRow(v *Bead) (string, error) {
+	if _, ok := beadMoves[v.Status]; !ok {
+		return v.ID, unknown("status", v.Status)
+	}
+	if v.Merge != nil && !slices.Contains([]MergeState{MergeQueued, MergeBuilding, MergeGating, MergeLanding, MergeWaiting}, v.Merge.State) {
+		return v.ID, unknown("state of its merge", v.Merge.State)
+	}
+	return v.ID, nil
+}
+
+// into decodes a row into m; check returns the id that it says it has.
+func into[V any](m map[string]*V, r Row, check func(*V) (string, error)) error {
 	v := new(V)
 	if err := strict(r.Body, v); err != nil {
 		return err
 	}
-	if got := id(v); got != r.ID {
+	got, err := check(v)
+	if got != r.ID {
 		return fmt.Errorf("it says it is %q", clip(got, 60))
+	}
+	if err != nil {
+		return err
 	}
 	m[r.ID] = v
 	return nil
@@ -241,7 +269,7 @@ func strict(body []byte, v any) error {
 	if err := d.Decode(v); err != nil {
 		return err
 	}
-	if d.More() {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("text after the object")
 	}
 	return nil
@@ -249,26 +277,102 @@ func strict(body []byte, v any) error {
 
 // adopt makes loaded rows consistent: what refers to a row that is missing (a
 // quarantined one) is dropped or parked, so that the rest goes on. It marks no
-// row: what it drops in memory is written only when a rule changes it.
+// row: what contradicts itself is noted in odd, for ruleMend to write.
 func (t *Town) adopt() {
-	for id, r := range t.runs {
-		b := t.beads[r.Bead]
-		if b == nil || t.rigs[r.Rig] == nil || b.Epoch != r.Epoch || b.Status != BeadInProgress && r.Verdict == "" && r.Stop == "" {
-			t.bad = append(t.bad, Quarantined{string(kindRun), id, "its bead or rig can't be read, or is not at work"})
-			delete(t.runs, id)
-		}
-	}
-	for _, a := range t.agents {
-		if a.Run != "" && t.runs[a.Run] == nil {
-			a.Run, a.Bead = "", ""
-		}
-	}
 	for id, b := range t.beads {
 		if t.rigs[b.Rig] == nil {
 			t.bad = append(t.bad, Quarantined{string(kindBead), id, "its rig can't be read"})
 			delete(t.beads, id)
 		}
 	}
+	s := &t.info.Sandbox
+	for id, r := range t.runs {
+		b := t.beads[r.Bead]
+		if b == nil || b.Rig != r.Rig || b.currentRun() != id || b.Epoch != r.Epoch || b.Status != BeadInProgress && r.Verdict == "" && r.Stop == "" {
+			t.bad = append(t.bad, Quarantined{string(kindRun), id, "its bead or rig can't be read, or is not at work"})
+			delete(t.runs, id)
+			continue
+		}
+		if r.Generation != s.Generation && (r.Generation != 0 || s.State == SandboxAwake) || r.Generation != 0 && !s.State.Running() {
+			t.odd[rowKey{kindRun, id}] = "no sandbox has it"
+		}
+	}
+	for _, a := range t.agents {
+		if r := t.runs[a.Run]; a.Run != "" && (r == nil || r.Rig != a.Rig || r.Agent != a.Name) {
+			a.Run, a.Bead = "", ""
+		}
+	}
+	var merging []*Bead
+	for id, b := range t.beads {
+		if why := t.mend(b); why != "" {
+			t.odd[rowKey{kindBead, id}] = why
+		}
+		if shelf, _ := t.place(b); shelf == shelfMerging {
+			merging = append(merging, b)
+		}
+	}
+	t.oneAtATime(merging)
 	slices.SortFunc(t.bad, func(a, b Quarantined) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID)) })
 	t.reindex()
+}
+
+// mend makes the merge of a loaded bead fit its status, and says what was wrong.
+func (t *Town) mend(b *Bead) string {
+	b.Charged, b.Conflicts, b.Losses = max(b.Charged, 0), max(b.Conflicts, 0), max(b.Losses, 0)
+	switch m := b.Merge; {
+	case b.Status == BeadInProgress && t.runs[b.currentRun()] == nil:
+		b.Merge = nil
+		return "it was in progress without a run"
+	case b.Status == BeadInReview && (m == nil || b.Commit == ""):
+		b.Merge = nil
+		return "it was in review with nothing to merge"
+	case b.Status != BeadInReview && m != nil:
+		b.Merge = nil
+		return "it had a merge and was " + string(b.Status)
+	case m != nil && m.State != MergeWaiting && m.State != MergeQueued && (m.Tip == "" || m.State != MergeBuilding && m.Candidate == ""):
+		m.State = MergeQueued
+		return "it was being merged without a candidate"
+	}
+	return ""
+}
+
+// oneAtATime leaves each rig the candidate that is furthest on its way.
+func (t *Town) oneAtATime(merging []*Bead) {
+	way := map[MergeState]int{MergeLanding: 0, MergeGating: 1, MergeBuilding: 2}
+	slices.SortFunc(merging, func(a, b *Bead) int {
+		return cmp.Or(cmp.Compare(a.Rig, b.Rig), cmp.Compare(way[a.Merge.State], way[b.Merge.State]), cmp.Compare(a.ID, b.ID))
+	})
+	for i, b := range merging {
+		if i > 0 && merging[i-1].Rig == b.Rig {
+			b.Merge.State = MergeQueued
+			t.odd[rowKey{kindBead, b.ID}] = "it was being merged together with another"
+		}
+	}
+}
+
+// ruleMend writes what adopt found, once: a bead that lost its run or its merge
+// goes back to open, a run that no sandbox has ends.
+func (t *Town) ruleMend(now Time) bool {
+	if len(t.odd) == 0 {
+		return false
+	}
+	keys := slices.SortedFunc(maps.Keys(t.odd), func(a, b rowKey) int { return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.id, b.id)) })
+	for _, k := range keys {
+		why := t.odd[k]
+		if r := t.runs[k.id]; k.kind == kindRun && r != nil {
+			t.log(now, "run.mended", r.ID, "", why)
+			t.endRun(r, now, OutcomeLost, ClassInfra, why)
+		}
+		b := t.beads[k.id]
+		if k.kind != kindBead || b == nil {
+			continue
+		}
+		t.log(now, "bead.mended", b.ID, "", why)
+		t.edit(b, now, func() {})
+		if b.Status == BeadInProgress && t.runs[b.currentRun()] == nil || b.Status == BeadInReview && b.Merge == nil {
+			t.setStatus(b, now, BeadOpen, "", why)
+		}
+	}
+	clear(t.odd)
+	return true
 }

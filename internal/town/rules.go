@@ -15,7 +15,7 @@ const maxSteps = 200_000
 // whether it changed anything.
 func (t *Town) settle(now Time) {
 	rules := []func(Time) bool{
-		t.ruleClock, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
+		t.ruleMend, t.ruleClock, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
 		t.ruleMerge, t.ruleDispatch, t.driveSandbox,
 	}
 	for step := 0; ; step++ {
@@ -52,13 +52,24 @@ func (t *Town) ruleClock(now Time) bool {
 	clamp(&s.HelloBy, max(t.duration("sandbox.hello_timeout", nil, nil), listenAgain), kindTown, t.info.ID)
 	clamp(&s.DrainBy, t.duration("sandbox.drain_timeout", nil, nil), kindTown, t.info.ID)
 	clamp(&s.AdmitAt, admitAgain, kindTown, t.info.ID)
-	clamp(&s.LastSeen, 0, kindTown, t.info.ID)
+	for _, at := range []*Time{&s.StartedAt, &s.HelloAt, &s.LastSeen, &s.Inspected} {
+		clamp(at, 0, kindTown, t.info.ID)
+	}
 	clamp(&s.LastHold, 0, kindTown, t.info.ID)
 	clamp(&s.TokenAt, 0, kindTown, t.info.ID)
 	clamp(&t.info.AwakeFor, maxAwakeFor, kindTown, t.info.ID)
 	for id, r := range t.runs {
 		clamp(&r.LeaseUntil, max(lease, listenAgain), kindRun, id)
+		clamp(&r.CreatedAt, 0, kindRun, id)
+		clamp(&r.SpawnedAt, 0, kindRun, id)
 		clamp(&r.StopAt, 0, kindRun, id)
+	}
+	for _, id := range t.gating() {
+		b := t.beads[id]
+		clamp(&b.Merge.Deadline, t.gatesLimit(t.rigs[b.Rig]), kindBead, id)
+	}
+	for id := range t.ix.waiting {
+		clamp(&t.beads[id].Merge.CheckedAt, 0, kindBead, id)
 	}
 	for id, br := range t.breakers {
 		clamp(&br.Until, t.duration("infra.backoff_max", nil, nil)*5/4, kindBreaker, id)
@@ -121,7 +132,7 @@ func (t *Town) ruleStuck(now Time) bool {
 		}
 		idle := time.Duration(r.IdleMS) * time.Millisecond
 		switch {
-		case now >= t.runLimit(r):
+		case t.overtime(r, now):
 			t.stopRun(r, now, stopLimit)
 		case idle >= t.duration("stuck.restart_after", b, rig):
 			if b.Restarted {
@@ -142,10 +153,19 @@ func (t *Town) ruleStuck(now Time) bool {
 	return moved
 }
 
-// runLimit is when a run has used up its time.
+func (t *Town) overtime(r *Run, now Time) bool {
+	limit := t.runLimit(r)
+	return limit != 0 && now >= limit
+}
+
+// runLimit is when a run has used up its time; 0 while its sandbox has not said
+// hello yet, since waiting for one is not its time.
 func (t *Town) runLimit(r *Run) Time {
 	since := r.SpawnedAt
 	if since == 0 {
+		if t.info.Sandbox.HelloAt == 0 {
+			return 0
+		}
 		since = max(r.CreatedAt, t.info.Sandbox.HelloAt)
 	}
 	return since.Add(t.duration("run.time_limit", t.beads[r.Bead], t.rigs[r.Rig]))
@@ -153,10 +173,16 @@ func (t *Town) runLimit(r *Run) Time {
 
 // ruleGatesOverdue gives a candidate whose gates never reported another try.
 func (t *Town) ruleGatesOverdue(now Time) bool {
-	if t.info.Sandbox.State != SandboxAwake || t.silent(now) {
-		return false
-	}
 	moved := false
+	for _, id := range t.gating() {
+		if b := t.beads[id]; len(t.rigs[b.Rig].Gates) == 0 {
+			t.requeue(b, now) // its gates were removed: nothing would ever report
+			moved = true
+		}
+	}
+	if t.info.Sandbox.State != SandboxAwake || t.silent(now) {
+		return moved
+	}
 	for _, id := range t.gating() {
 		if b := t.beads[id]; now >= b.Merge.Deadline {
 			t.failed(now, "gates/"+b.Rig, "the gates on candidate "+short(b.Merge.Candidate)+" did not report in time")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -100,7 +101,7 @@ func (t *Town) keepGrace(now Time) {
 	}
 	if s.LastHold == 0 {
 		s.LastHold = now
-		if a := t.info.AwakeFor; a != 0 && a < now && a > s.StartedAt {
+		if a := t.info.AwakeFor; a != 0 && a < now && a > s.StartedAt && strings.HasPrefix(s.LastHoldWas, string(HoldHuman)+" ") {
 			s.LastHold = a // a human hold ends by itself, also when nobody looks
 		}
 		t.mark(kindTown, t.info.ID)
@@ -193,13 +194,14 @@ func (t *Town) drainRuns(now Time) {
 
 // dropRuns ends every run that the sandbox had.
 func (t *Town) dropRuns(now Time, o Outcome, c Class, why string) {
-	for _, r := range t.sortedRuns() {
+	runs := t.sortedRuns()
+	for _, r := range runs {
 		if r.Generation == 0 && o == OutcomeStopped {
 			continue // it was never given to this sandbox: it waits for the next one
 		}
 		class := c
 		if b := t.beads[r.Bead]; b != nil && o == OutcomeLost && r.SpawnedAt != 0 {
-			if b.suspect() && len(t.runs) == 1 {
+			if b.suspect() && len(runs) == 1 {
 				class = ClassWork // it ran alone: it is what ends its sandboxes
 			}
 			t.edit(b, now, func() { b.Losses++ })

@@ -51,6 +51,7 @@ type Town struct {
 	dirty   map[rowKey]struct{}
 	entries []Entry
 	bad     []Quarantined
+	odd     map[rowKey]string // loaded rows that contradict others, and how
 }
 
 // Entry is one line of the ledger: what happened, to what, and who did it.
@@ -79,7 +80,7 @@ func empty() *Town {
 	return &Town{
 		rigs: map[string]*Rig{}, beads: map[string]*Bead{}, runs: map[string]*Run{}, agents: map[string]*Agent{},
 		claims: map[string]*Claim{}, breakers: map[string]*Breaker{}, notices: map[int64]*Notice{}, usage: map[string]*Usage{},
-		dirty: map[rowKey]struct{}{}, ix: newIndex(),
+		dirty: map[rowKey]struct{}{}, ix: newIndex(), odd: map[rowKey]string{},
 	}
 }
 

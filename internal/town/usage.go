@@ -89,13 +89,16 @@ func (t *Town) meter(now Time) {
 	t.mark(kindTown, t.info.ID)
 }
 
+// maxStay bounds what is booked at once: a longer stay is a damaged row.
+const maxStay = 400 * day
+
 // split returns what a meter measured until a time, day by day.
 func split(m Meter, until Time) []Usage {
 	if m.Phase == PhaseNone {
 		return nil
 	}
 	var out []Usage
-	for from := m.Since; from < until; {
+	for from := max(m.Since, until.Add(-maxStay)); from < until; {
 		midnight := At(from.Time().Truncate(day).Add(day))
 		to := min(midnight, until)
 		u := Usage{Day: from.Time().Format(time.DateOnly)}

@@ -43,15 +43,17 @@ func (t *Town) NextWake(at time.Time) (time.Time, bool) {
 			see(d)
 		}
 	}
-	t.sandboxWake(now, see)
+	t.sandboxWake(now, see, future)
 	for _, r := range t.runs {
 		if r.State == RunDraining {
 			see(r.StopAt.Add(stopPatience))
 			continue
 		}
-		if r.Generation != 0 && t.talking() {
-			see(r.LeaseUntil)
+		if r.Generation != 0 {
 			see(t.runLimit(r))
+		}
+		if t.talking() && !t.silent(now) {
+			see(r.LeaseUntil)
 		}
 	}
 	if len(t.ix.delayed) > 0 {
@@ -71,7 +73,7 @@ func (t *Town) NextWake(at time.Time) (time.Time, bool) {
 	for id := range t.ix.waiting {
 		b := t.beads[id]
 		if b.Merge.Pushed {
-			see(b.Merge.CheckedAt.Add(t.duration("branch.poll_interval", nil, t.rigs[b.Rig])))
+			future(b.Merge.CheckedAt.Add(t.duration("branch.poll_interval", nil, t.rigs[b.Rig])))
 		}
 	}
 	return next.Time(), next != 0
@@ -83,22 +85,27 @@ func (t *Town) talking() bool {
 	return s == SandboxAwake || s == SandboxDraining
 }
 
-func (t *Town) sandboxWake(now Time, see func(Time)) {
+// sandboxWake sees the deadlines of rules, and of effects those to come: one
+// that is due is performed now, or its claim or its breaker says when again.
+func (t *Town) sandboxWake(now Time, see, future func(Time)) {
 	s := &t.info.Sandbox
 	switch s.State {
 	case SandboxQueued:
-		see(s.AdmitAt)
+		future(s.AdmitAt)
 	case SandboxStarting:
 		see(s.HelloBy)
+		see(t.graceEnd())
 	case SandboxDraining:
 		see(s.DrainBy)
-		t.silenceWake(now, see)
+		t.silenceWake(now, future)
 	case SandboxAwake:
 		see(t.graceEnd())
-		see(s.TokenAt.Add(t.duration("token.refresh_interval", nil, nil)))
-		t.silenceWake(now, see)
+		future(s.TokenAt.Add(t.duration("token.refresh_interval", nil, nil)))
+		t.silenceWake(now, future)
 		for _, id := range t.gating() {
-			see(t.beads[id].Merge.Deadline)
+			if !t.silent(now) {
+				see(t.beads[id].Merge.Deadline)
+			}
 		}
 	case SandboxAsleep, SandboxStopping, SandboxWedged:
 	}
@@ -107,11 +114,11 @@ func (t *Town) sandboxWake(now Time, see func(Time)) {
 	}
 }
 
-func (t *Town) silenceWake(now Time, see func(Time)) {
+func (t *Town) silenceWake(now Time, future func(Time)) {
 	s := &t.info.Sandbox
 	if !t.silent(now) {
-		see(s.LastSeen.Add(t.duration("lease", nil, nil)))
+		future(s.LastSeen.Add(t.duration("lease", nil, nil)))
 		return
 	}
-	see(s.Inspected.Add(inspectAgain))
+	future(s.Inspected.Add(inspectAgain))
 }

@@ -175,7 +175,7 @@ func (t *Town) beadWaits(b *Bead, r *Rig, now Time) Reason {
 	if w := t.breakerWait("agent/"+t.text("agent", b, r), now); w.Kind != "" {
 		return w
 	}
-	if t.claims["cleanup/"+b.ID] != nil || t.runs[b.currentRun()] != nil {
+	if t.cleaning(b, now) || t.runs[b.currentRun()] != nil {
 		return waits(waitCleanup, "", 0, "its last run is still being put away")
 	}
 	if len(t.runs) > 0 {
