@@ -227,3 +227,15 @@ func TestHealthFollowsTheLoop(t *testing.T) {
 	l.callAs("", "GET", "/readyz", nil).problem(http.StatusServiceUnavailable, errs.Unavailable)
 	l.callAs("", "GET", "/healthz", nil).want(200, nil)
 }
+
+func TestNobodyBorrowsTheNameOfARuleOrAnAgent(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{"": "admin", "town": "admin", " TOWN ": "admin", "web/nux": "web-nux", "Ada": "Ada",
+		"a\x00b\xff": "ab", strings.Repeat("é", 100): strings.Repeat("é", maxUser/2)} {
+		r := &http.Request{Header: http.Header{}}
+		r.Header.Set(api.HeaderUser, given)
+		if got := who(r); got != want {
+			t.Errorf("%q became %q", given, got)
+		}
+	}
+}

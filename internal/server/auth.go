@@ -117,7 +117,9 @@ func who(r *http.Request) string {
 		}
 		return c
 	}, strings.ToValidUTF8(r.Header.Get(api.HeaderUser), ""))
-	if name = strings.TrimSpace(name); name == "" {
+	// The ledger calls the rules "town", and agents rig/name.
+	name = strings.ReplaceAll(strings.TrimSpace(name), "/", "-")
+	if name == "" || strings.EqualFold(name, "town") {
 		return "admin"
 	}
 	if len(name) > maxUser {

@@ -139,7 +139,10 @@ func (s *Server) events(ctx context.Context, in *eventsIn) (*huma.StreamResponse
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
 		out := openSSE(hc)
 		s.follow(hc.Context(), head.ID, out, func(ctx context.Context) (bool, error) {
-			var err error
+			now, err := s.store.Head(ctx, head.ID)
+			if err != nil || now.LedgerSeq <= after {
+				return err != nil, err // a deleted town ends its stream
+			}
 			after, err = s.sendLedger(ctx, out, head.ID, after, func(api.LedgerEntry) bool { return true },
 				func(e api.LedgerEntry) string { return strconv.FormatInt(e.Seq, 10) })
 			return false, err
@@ -198,14 +201,16 @@ func parseLogPos(s string) (logPos, error) {
 
 // logFollower sends what is new of one bead.
 type logFollower struct {
-	s      *Server
-	out    *sse
-	town   string
-	bead   string
-	until  bool
-	pos    logPos
-	quiet  time.Time // since when nothing came of a terminal bead
-	status town.BeadStatus
+	s       *Server
+	out     *sse
+	town    string
+	bead    string
+	until   bool
+	pos     logPos
+	quiet   time.Time // since when nothing came of a terminal bead
+	version int64     // of the town when status and latest were read
+	status  town.BeadStatus
+	latest  int64 // epoch of the latest run
 }
 
 func (s *Server) logs(ctx context.Context, in *logsIn) (*huma.StreamResponse, error) {
@@ -233,19 +238,25 @@ func (s *Server) logs(ctx context.Context, in *logsIn) (*huma.StreamResponse, er
 // before what it says.
 func (f *logFollower) look(ctx context.Context) (bool, error) {
 	was := f.pos
-	var latest int64
-	err := f.s.view(ctx, f.town, func(t *town.Town) error {
-		b, err := getBead(t, f.bead)
-		f.status, latest = b.Status, b.Epoch
-		return err
-	})
+	head, err := f.s.store.Head(ctx, f.town)
 	if err != nil {
 		return true, err
 	}
-	if err := f.ledger(ctx); err != nil {
+	if head.Version != f.version { // else nobody needs the town in memory
+		err := f.s.view(ctx, f.town, func(t *town.Town) error {
+			b, err := getBead(t, f.bead)
+			f.status, f.latest = b.Status, b.Epoch
+			return err
+		})
+		if err != nil {
+			return true, err
+		}
+		f.version = head.Version
+	}
+	if err := f.ledger(ctx, head.LedgerSeq); err != nil {
 		return true, err
 	}
-	if err := f.transcripts(ctx, latest); err != nil {
+	if err := f.transcripts(ctx, f.latest); err != nil {
 		return true, err
 	}
 	if !f.until || !f.status.Terminal() {
@@ -275,23 +286,22 @@ func (f *logFollower) ours(e api.LedgerEntry) bool {
 
 // ledger sends new entries. Far behind, it first skips to the bead's own first
 // entry that is new, so that a long history of others costs nothing.
-func (f *logFollower) ledger(ctx context.Context) error {
-	head, err := f.s.store.Head(ctx, f.town)
-	if err != nil || head.LedgerSeq <= f.pos.ledger {
-		return err
+func (f *logFollower) ledger(ctx context.Context, end int64) error {
+	if end <= f.pos.ledger {
+		return nil
 	}
-	if head.LedgerSeq-f.pos.ledger > nearBehind {
+	if end-f.pos.ledger > nearBehind {
 		first, err := f.s.store.Ledger(ctx, f.town, store.LedgerQuery{After: f.pos.ledger, Subject: f.bead, Limit: 1})
 		if err != nil {
 			return err
 		}
-		to := head.LedgerSeq - nearBehind
+		to := end - nearBehind
 		if len(first) > 0 {
 			to = first[0].Seq - 1
 		}
 		f.pos.ledger = max(f.pos.ledger, to)
 	}
-	_, err = f.s.sendLedger(ctx, f.out, f.town, f.pos.ledger,
+	_, err := f.s.sendLedger(ctx, f.out, f.town, f.pos.ledger,
 		func(e api.LedgerEntry) bool { f.pos.ledger = e.Seq; return f.ours(e) },
 		func(api.LedgerEntry) string { return f.pos.String() })
 	return err
