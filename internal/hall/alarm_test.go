@@ -67,6 +67,34 @@ func TestAnAwakeTownIsLookedAtWithoutWrites(t *testing.T) {
 	})
 }
 
+func TestAnEffectUnderWayCostsNoCommitsAndDeadlinesAreExact(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, func(c *hall.Config) { c.Server = town.Settings{"sandbox.hello_timeout": "50s"} })
+		f.out.do = func(ctx context.Context, _ hall.TownRef, e town.Effect) (any, error, bool) {
+			if _, ok := e.Action.(town.StartSandbox); ok {
+				<-ctx.Done()
+				return nil, ctx.Err(), true
+			}
+			return nil, nil, false
+		}
+		f.h.Start(t.Context())
+		defer f.stop()
+		id := f.town("house")
+		f.must(f.h.Do(t.Context(), id, f.bead(id, "house")))
+		sleep(time.Millisecond)
+		version := f.head(id).Version
+		sleep(49 * time.Second)
+		if n := f.head(id).Version - version; n != 0 {
+			t.Errorf("%d commits while a start was under way", n)
+		}
+		sleep(1100 * time.Millisecond)
+		if got := f.head(id).Sandbox; got == "starting" {
+			t.Errorf("the deadline of the hello passed and nobody acted")
+		}
+	})
+}
+
 func TestTimeActsByItself(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -204,6 +232,10 @@ func TestAFailingTownBacksOffAndComesBack(t *testing.T) {
 			t.Fatalf("a view of a broken town: %v", err)
 		}
 		f.must(f.h.Do(t.Context(), other, f.bead(other, "other")))
+		sleep(time.Minute)
+		if n := f.h.Metrics().Failures.Load(); n < 4 || n > 6 {
+			t.Errorf("%d failures in the first minute, not about 2+4+8+16+32 s apart", n)
+		}
 		sleep(4 * time.Hour)
 		n := f.h.Metrics().Failures.Load()
 		if n < 10 || n > 40 {
