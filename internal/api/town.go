@@ -154,6 +154,21 @@ type Usage struct {
 	Cancelled  int64  `json:"cancelled"`
 	Open       int64  `json:"open"`
 	Generation int64  `json:"generation"`
+
+	Days []UsageDay `json:"days" doc:"Awake time by day in UTC, the oldest first."`
+}
+
+// UsageDay is the awake time of one day in UTC. Every millisecond between start
+// and end of a sandbox belongs to exactly one phase.
+type UsageDay struct {
+	Day        string           `json:"day" doc:"Such as 2026-01-31."`
+	AwakeMS    int64            `json:"awake_ms" doc:"The sum of the phases."`
+	StartingMS int64            `json:"starting_ms"`
+	HeldMS     int64            `json:"held_ms" doc:"With at least one hold."`
+	GraceMS    int64            `json:"grace_ms" doc:"After the last hold."`
+	DrainingMS int64            `json:"draining_ms"`
+	StoppingMS int64            `json:"stopping_ms"`
+	Holds      map[string]int64 `json:"holds,omitempty" doc:"By hold; they may overlap."`
 }
 
 // LedgerEntry is one line of a town's ledger, and the data of a town's events.

@@ -195,6 +195,29 @@ func TestARunnerDoesABead(t *testing.T) {
 	}
 }
 
+func TestUsageCountsTheStayThatGoesOn(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	tn, _, _, _ := l.awake()
+	err := l.srv.view(t.Context(), tn.ID, func(tw *town.Town) error {
+		now := tw.Sandbox().StartedAt.Add(time.Hour)
+		got := usageView(tw, now)
+		var days int64
+		for _, d := range got.Days {
+			days += d.AwakeMS
+		}
+		// Booked or not, each millisecond counts once.
+		if got.AwakeMS != time.Hour.Milliseconds() || days != got.AwakeMS || got.Runs != 1 || got.Starts != 1 {
+			t.Errorf("usage %+v", got)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.call("POST", "/api/v1/towns/alpha/refresh-token", nil).want(200, nil)
+}
+
 func TestALongPollWaitsForNews(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

@@ -35,6 +35,8 @@ func (s *Server) registerTowns() {
 		errors: []int{404, 409}, optional: true}, s.resumeTown)
 	add(s, op{method: "POST", path: "/towns/{town}/retry", id: "retry", tag: tag, summary: "Try a breaker, bead or notice again now",
 		errors: []int{404, 409}}, s.retry)
+	add(s, op{method: "POST", path: "/towns/{town}/refresh-token", id: "refresh-token", tag: tag,
+		summary: "Renew the token of an awake sandbox before its time", errors: []int{404, 409}}, s.refreshToken)
 	add(s, op{method: "GET", path: "/towns/{town}/why", id: "why-town", tag: tag, summary: "Say why the sandbox is awake or asleep and what waits",
 		errors: []int{404}}, s.whyTown)
 	add(s, op{method: "GET", path: "/towns/{town}/why/{id}", id: "why", tag: tag, summary: "Say why a bead, or the sandbox, is as it is",
@@ -221,6 +223,10 @@ func (s *Server) retry(ctx context.Context, in *retryIn) (*body[api.Town], error
 	return s.change(ctx, in.Town, town.Retry{By: callOf(ctx).who, ID: in.Body.ID})
 }
 
+func (s *Server) refreshToken(ctx context.Context, in *TownPath) (*body[api.Town], error) {
+	return s.change(ctx, in.Town, town.RefreshToken{By: callOf(ctx).who})
+}
+
 func (s *Server) whyTown(ctx context.Context, in *TownPath) (*body[api.WhyTown], error) {
 	head, err := s.townHead(ctx, in.Town)
 	if err != nil {
@@ -290,9 +296,13 @@ func (s *Server) usage(ctx context.Context, in *TownPath) (*body[api.Usage], err
 func usageView(t *town.Town, now town.Time) api.Usage {
 	box := t.Sandbox()
 	out := api.Usage{Town: t.Info().Name, Starts: box.Starts, Renewals: box.Renewals, AwakeMS: box.AwakeMS, Generation: box.Generation}
-	if box.State.Running() && box.StartedAt > 0 {
-		out.AwakeMS += int64(now - box.StartedAt)
+	if m := t.Info().Meter; m.Phase != town.PhaseNone && m.Since > 0 {
+		out.AwakeMS += max(int64(now-m.Since), 0) // not booked yet
 	}
+	out.Days = mapped(t.Usage(now.Time()), func(u town.Usage) api.UsageDay {
+		return api.UsageDay{Day: u.Day, AwakeMS: u.Awake(), StartingMS: u.Starting, HeldMS: u.Held, GraceMS: u.Grace,
+			DrainingMS: u.Draining, StoppingMS: u.Stopping, Holds: u.Holds}
+	})
 	for _, b := range t.Beads() {
 		switch b.Status {
 		case town.BeadClosed:
