@@ -29,8 +29,7 @@ test: ## run all tests; RACE=required insists on the race detector
 	tools/test '$(RACE)'
 
 e2e: build agents ## run the end to end tests with a real coding agent
-	GASTOWN_TEST_OPENCODE='$(OPENCODE)' PATH='$(dir $(OPENCODE))':"$$PATH" \
-		go test -tags e2e -timeout 10m ./internal/e2e/... ./internal/agent/agenttest/
+	GASTOWN_TEST_OPENCODE='$(OPENCODE)' go test -tags e2e -timeout 10m ./internal/e2e/... ./internal/agent/agenttest/
 
 agents: build/agents/.installed ## install the pinned coding agents into build/agents
 
