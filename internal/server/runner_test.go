@@ -215,7 +215,6 @@ func TestUsageCountsTheStayThatGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.call("POST", "/api/v1/towns/alpha/refresh-token", nil).want(200, nil)
 }
 
 func TestALongPollWaitsForNews(t *testing.T) {

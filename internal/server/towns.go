@@ -35,8 +35,6 @@ func (s *Server) registerTowns() {
 		errors: []int{404, 409}, optional: true}, s.resumeTown)
 	add(s, op{method: "POST", path: "/towns/{town}/retry", id: "retry", tag: tag, summary: "Try a breaker, bead or notice again now",
 		errors: []int{404, 409}}, s.retry)
-	add(s, op{method: "POST", path: "/towns/{town}/refresh-token", id: "refresh-token", tag: tag,
-		summary: "Renew the token of an awake sandbox before its time", errors: []int{404, 409}}, s.refreshToken)
 	add(s, op{method: "GET", path: "/towns/{town}/why", id: "why-town", tag: tag, summary: "Say why the sandbox is awake or asleep and what waits",
 		errors: []int{404}}, s.whyTown)
 	add(s, op{method: "GET", path: "/towns/{town}/why/{id}", id: "why", tag: tag, summary: "Say why a bead, or the sandbox, is as it is",
@@ -221,10 +219,6 @@ type retryIn struct {
 
 func (s *Server) retry(ctx context.Context, in *retryIn) (*body[api.Town], error) {
 	return s.change(ctx, in.Town, town.Retry{By: callOf(ctx).who, ID: in.Body.ID})
-}
-
-func (s *Server) refreshToken(ctx context.Context, in *TownPath) (*body[api.Town], error) {
-	return s.change(ctx, in.Town, town.RefreshToken{By: callOf(ctx).who})
 }
 
 func (s *Server) whyTown(ctx context.Context, in *TownPath) (*body[api.WhyTown], error) {
