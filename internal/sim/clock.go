@@ -80,7 +80,7 @@ func (w *world) step() bool {
 				}
 			})
 		}
-		if !p.hall.Next().After(w.now) {
+		if !p.hall.Next().After(p.Now()) {
 			choices = append(choices, func() { p.hall.Step(context.Background()) })
 		}
 	}
@@ -114,7 +114,7 @@ func (w *world) next() time.Time {
 		for _, t := range p.timers {
 			see(t.at)
 		}
-		see(p.hall.Next())
+		see(p.hall.Next().Add(-p.skew))
 	}
 	return next
 }

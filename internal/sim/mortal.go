@@ -178,7 +178,7 @@ func (f *performer) Perform(ctx context.Context, t hall.TownRef, e town.Effect) 
 		return nil, died()
 	}
 	w := f.p.w
-	if until := w.shadow.perform(t.ID, f.p.boot, e); w.now.After(until) {
+	if until := w.shadow.perform(t.ID, f.p.boot, e); f.p.Now().After(until) {
 		return nil, context.DeadlineExceeded
 	}
 	return f.Outside.Perform(ctx, t, e)

@@ -202,5 +202,10 @@ func (w *world) jump() {
 			x.unused = time.Time{}
 		}
 	}
+	for _, p := range w.procs {
+		if w.fault("clock stepped", 0.2) {
+			p.skew = w.skew()
+		}
+	}
 	w.at(w.between(time.Hour, 5*time.Hour), w.jump)
 }

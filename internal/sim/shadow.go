@@ -27,6 +27,7 @@ type shadowTown struct {
 	undone  map[string]bool // beads that a person reopened
 	columns store.Columns
 	claims  map[int64]*claim // ever committed, by id
+	broken  bool             // the sandbox's breaker exists
 }
 
 type claim struct {
@@ -54,6 +55,10 @@ func (s *shadow) commit(c store.Commit) {
 			decode(t.runs, r)
 		case "rig":
 			decode(t.rigs, r)
+		case "breaker":
+			if r.ID == "sandbox" {
+				t.broken = r.Body != nil
+			}
 		case "claim":
 			s.claim(t, r)
 		case "town":
@@ -135,7 +140,7 @@ func (s *shadow) checkCommit(t *shadowTown, c store.Commit) {
 	if len(t.runs) > 16 {
 		s.w.violate("%d runs in %s", len(t.runs), t.name)
 	}
-	if c.Columns.Sandbox == "awake" && !c.Columns.Wanted {
+	if c.Columns.Sandbox == "awake" && !c.Columns.Wanted && !t.broken {
 		s.w.violate("the sandbox of %s was left awake without a hold or a grace", t.name)
 	}
 	if c.Columns.Contradicts() {
@@ -176,13 +181,13 @@ func (s *shadow) claim(t *shadowTown, r store.Row) {
 func (s *shadow) perform(id, boot string, e town.Effect) time.Time {
 	t := s.towns[id]
 	if t == nil {
-		return s.w.now
+		return time.Time{}
 	}
 	c := t.claims[e.ID]
 	switch {
 	case c == nil || c.Key != e.Key || c.By != boot:
 		s.w.violate("%s %d of %s is performed without a committed claim", e.Key, e.ID, t.name)
-		return s.w.now
+		return time.Time{}
 	case c.performed:
 		s.w.violate("%s %d of %s is performed twice under one claim", e.Key, e.ID, t.name)
 	}

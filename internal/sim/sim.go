@@ -173,6 +173,7 @@ type process struct {
 	boot   string
 	hall   *hall.Hall
 	dead   bool
+	skew   time.Duration // of its clock
 	tasks  []task
 	timers []*timer
 }
@@ -202,7 +203,7 @@ func (p *process) Go(f func()) {
 }
 
 // Now implements hall.Clock.
-func (p *process) Now() time.Time { return p.w.now }
+func (p *process) Now() time.Time { return p.w.now.Add(p.skew) }
 
 // AfterFunc implements hall.Clock.
 func (p *process) AfterFunc(d time.Duration, f func()) func() {
@@ -215,6 +216,9 @@ func (p *process) AfterFunc(d time.Duration, f func()) func() {
 func (w *world) boot() {
 	w.boots++
 	p := &process{w: w, boot: fmt.Sprintf("boot%d", w.boots)}
+	if w.fault("wrong clock at boot", 0.1) {
+		p.skew = w.skew()
+	}
 	n, boot := 0, w.boots
 	drv, hub := &mortalDriver{p}, &mortalHub{p}
 	p.hall = hall.New(hall.Config{
@@ -224,6 +228,15 @@ func (w *world) boot() {
 		NewID: func() string { n++; return fmt.Sprintf("%d-%d", boot, n) },
 	})
 	w.procs = append(w.procs, p)
+}
+
+// skew is how wrong a clock is: of several servers each keeps close to the others.
+func (w *world) skew() time.Duration {
+	most := 5 * time.Minute
+	if w.opt.Pair {
+		most = time.Second
+	}
+	return w.between(-most, most)
 }
 
 // crash ends a process where it stands.
