@@ -139,7 +139,7 @@ else GASTOWN_URL and GASTOWN_TOKEN, else GASTOWN_DATA, else the default director
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.versionCmd(), a.runnerCmd(), a.agentCmd(),
 		a.agentsCmd(), a.providerCmd(),
-		a.townCmd(), a.pauseCmd("sleep", true), a.wakeCmd(), a.usageCmd(), a.ledgerCmd(),
+		a.townCmd(), a.pauseCmd("sleep", true), a.wakeCmd(), a.usageCmd(), a.ledgerCmd(), a.sandboxCmd(),
 		a.rigCmd(),
 		a.slingCmd(), a.beadCmd(), a.readyCmd(), a.whyCmd(), a.runsCmd(), a.logsCmd(), a.diffCmd(), a.nudgeCmd(), a.retryCmd(),
 	)

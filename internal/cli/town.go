@@ -292,54 +292,6 @@ func (a *invocation) townAgentsCmd() *cobra.Command {
 	}))
 }
 
-func (a *invocation) usageCmd() *cobra.Command {
-	return a.withJSON(a.command("usage [TOWN]", "Show what towns have used", func(ctx context.Context, args []string) error {
-		c, err := a.connect()
-		if err != nil {
-			return err
-		}
-		all, err := usages(ctx, c, args)
-		if err != nil {
-			return err
-		}
-		if a.json {
-			return a.printJSON(all)
-		}
-		var rows [][]string
-		for _, u := range all {
-			rows = append(rows, []string{u.Town, fmt.Sprint(u.Starts), span(time.Duration(u.AwakeMS) * time.Millisecond), fmt.Sprint(u.Renewals),
-				fmt.Sprint(u.Runs), span(time.Duration(u.RunMS) * time.Millisecond),
-				fmt.Sprint(u.Open), fmt.Sprint(u.Closed), fmt.Sprint(u.Failed), fmt.Sprint(u.Cancelled)})
-		}
-		return a.table("there is no town yet", []string{"TOWN", "STARTS", "AWAKE", "RENEWALS", "RUNS", "RUN TIME", "OPEN", "CLOSED", "FAILED", "CANCELLED"}, rows)
-	}))
-}
-
-func usages(ctx context.Context, c *client.Client, args []string) ([]api.Usage, error) {
-	names := args
-	if len(names) == 0 {
-		towns, err := c.Towns(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, t := range towns {
-			names = append(names, t.ID)
-		}
-	}
-	out := []api.Usage{}
-	for _, n := range names {
-		u, err := c.Usage(ctx, n)
-		if errs.Is(err, errs.NotFound) && len(args) == 0 {
-			continue // deleted since it was listed
-		}
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, u)
-	}
-	return out, nil
-}
-
 // atLeast wants the named arguments; the last may be repeated.
 func atLeast(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {

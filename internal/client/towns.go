@@ -92,6 +92,13 @@ func (c *Client) Pause(ctx context.Context, town string, now bool) error {
 	return err
 }
 
+// RefreshToken renews the token of an awake sandbox; one that is not awake has
+// none, which is a Conflict.
+func (c *Client) RefreshToken(ctx context.Context, town string) error {
+	_, err := c.do(ctx, request{method: http.MethodPost, path: at("towns", town, "refresh-token")})
+	return err
+}
+
 // Resume ends a pause or sleep; a positive awake keeps the sandbox awake that long.
 func (c *Client) Resume(ctx context.Context, town string, awake time.Duration) error {
 	_, err := c.do(ctx, request{method: http.MethodPost, path: at("towns", town, "resume"), body: api.Resume{ForMS: awake.Milliseconds()}})

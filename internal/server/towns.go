@@ -35,6 +35,8 @@ func (s *Server) registerTowns() {
 		errors: []int{404, 409}, optional: true}, s.resumeTown)
 	add(s, op{method: "POST", path: "/towns/{town}/retry", id: "retry", tag: tag, summary: "Try a breaker, bead or notice again now",
 		errors: []int{404, 409}}, s.retry)
+	add(s, op{method: "POST", path: "/towns/{town}/refresh-token", id: "refresh-token", tag: tag,
+		summary: "Renew the token of an awake sandbox now", errors: []int{404, 409}}, s.refreshToken)
 	add(s, op{method: "GET", path: "/towns/{town}/why", id: "why-town", tag: tag, summary: "Say why the sandbox is awake or asleep and what waits",
 		errors: []int{404}}, s.whyTown)
 	add(s, op{method: "GET", path: "/towns/{town}/why/{id}", id: "why", tag: tag, summary: "Say why a bead, or the sandbox, is as it is",
@@ -210,6 +212,10 @@ func (s *Server) resumeTown(ctx context.Context, in *resumeIn) (*body[api.Town],
 		long = time.Duration(in.Body.ForMS) * time.Millisecond
 	}
 	return s.change(ctx, in.Town, town.Resume{By: callOf(ctx).who, For: long})
+}
+
+func (s *Server) refreshToken(ctx context.Context, in *TownPath) (*body[api.Town], error) {
+	return s.change(ctx, in.Town, town.RefreshToken{By: callOf(ctx).who})
 }
 
 type retryIn struct {

@@ -1,0 +1,118 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gastown/internal/api"
+	"gastown/internal/client"
+	"gastown/internal/errs"
+)
+
+// usageCmd shows what towns used: one line each, or the days of one.
+func (a *invocation) usageCmd() *cobra.Command {
+	var one string
+	cmd := a.withJSON(a.command("usage [TOWN]", "Show what towns have used; for one town also its awake time by day and hold", func(ctx context.Context, args []string) error {
+		c, err := a.connect()
+		if err != nil {
+			return err
+		}
+		if one != "" {
+			args = append(args, one)
+		}
+		if len(args) > 1 {
+			return errs.New(errs.Invalid, "two towns are named: %s and %s", short40(args[0]), short40(args[1]))
+		}
+		all, err := usages(ctx, c, args)
+		if err != nil {
+			return err
+		}
+		if a.json {
+			return a.printJSON(all)
+		}
+		var rows [][]string
+		for _, u := range all {
+			rows = append(rows, []string{u.Town, fmt.Sprint(u.Starts), msSpan(u.AwakeMS), fmt.Sprint(u.Renewals),
+				fmt.Sprint(u.Runs), msSpan(u.RunMS),
+				fmt.Sprint(u.Open), fmt.Sprint(u.Closed), fmt.Sprint(u.Failed), fmt.Sprint(u.Cancelled)})
+		}
+		if err := a.table("there is no town yet", []string{"TOWN", "STARTS", "AWAKE", "RENEWALS", "RUNS", "RUN TIME", "OPEN", "CLOSED", "FAILED", "CANCELLED"}, rows); err != nil || len(args) == 0 {
+			return err
+		}
+		return a.usageDays(all[0].Days)
+	}))
+	cmd.Flags().StringVar(&one, "town", "", "the town")
+	return cmd
+}
+
+// usageDays prints what each day's awake time was for, and the holds of it.
+func (a *invocation) usageDays(days []api.UsageDay) error {
+	var rows, holds [][]string
+	for _, d := range days {
+		rows = append(rows, []string{d.Day, msSpan(d.AwakeMS), msSpan(d.HeldMS), msSpan(d.GraceMS), msSpan(d.StartingMS), msSpan(d.DrainingMS), msSpan(d.StoppingMS)})
+		for _, h := range slices.Sorted(maps.Keys(d.Holds)) {
+			holds = append(holds, []string{d.Day, h, msSpan(d.Holds[h])})
+		}
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	if err := a.say(""); err != nil {
+		return err
+	}
+	if err := a.table("", []string{"DAY", "AWAKE", "HELD", "GRACE", "STARTING", "DRAINING", "STOPPING"}, rows); err != nil || len(holds) == 0 {
+		return err
+	}
+	if err := a.say(""); err != nil {
+		return err
+	}
+	return a.table("", []string{"DAY", "HOLD", "TIME"}, holds)
+}
+
+func msSpan(ms int64) string { return span(time.Duration(ms) * time.Millisecond) }
+
+// sandboxCmd is what a person may do with the sandbox itself.
+func (a *invocation) sandboxCmd() *cobra.Command {
+	cmd := a.group("sandbox", "Look after the sandbox of a town", "")
+	cmd.AddCommand(a.command("refresh-token TOWN", "Renew the token of an awake sandbox now", func(ctx context.Context, args []string) error {
+		c, err := a.connect()
+		if err != nil {
+			return err
+		}
+		if err := c.RefreshToken(ctx, args[0]); err != nil {
+			return err
+		}
+		return a.yes("the token of the sandbox of town %s is being renewed", args[0])
+	}))
+	return cmd
+}
+
+func usages(ctx context.Context, c *client.Client, args []string) ([]api.Usage, error) {
+	names := args
+	if len(names) == 0 {
+		towns, err := c.Towns(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range towns {
+			names = append(names, t.ID)
+		}
+	}
+	out := []api.Usage{}
+	for _, n := range names {
+		u, err := c.Usage(ctx, n)
+		if errs.Is(err, errs.NotFound) && len(args) == 0 {
+			continue // deleted since it was listed
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, u)
+	}
+	return out, nil
+}
