@@ -17,6 +17,7 @@ const usage = `usage: gastown-lab <command> [flags]
 
 commands:
   sim    play days of the control plane on a virtual clock, with faults
+  load   measure a real server on this machine: idle cost, latency, throughput, memory
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -30,6 +31,8 @@ func run(args []string, out, errOut io.Writer) int {
 	switch args[0] {
 	case "sim":
 		return runSim(args[1:], out, errOut)
+	case "load":
+		return runLoad(args[1:], out, errOut)
 	case "help", "-h", "--help":
 		fmt.Fprint(out, usage)
 		return 0

@@ -126,8 +126,9 @@ func (h *Hall) admit(ctx context.Context, id string) (town.Admitted, error) {
 	return town.Admitted{Granted: a.Granted, Position: a.Position}, err
 }
 
-// pokeWaiting tells towns that wait for a slot that one may have become free.
-// Only so many are asked as could get one; the others keep their place.
+// pokeWaiting lets towns that wait for a slot look whether it is time to ask
+// again, now that one may have become free. Only so many are poked as could get
+// one; the others keep their place.
 func (h *Hall) pokeWaiting() {
 	ctx, cancel := storeCtx(h.background)
 	defer cancel()

@@ -46,6 +46,9 @@ func (h *Hall) handle(ctx context.Context, e *entry, batch []*request) {
 		}
 	}
 	for _, r := range batch {
+		if r.settled {
+			continue
+		}
 		r.answer(errs.New(errs.Unavailable, "the town changes too fast elsewhere").WithHint("try again"))
 	}
 }

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"gastown/internal/lab"
+)
+
+const loadUsage = `usage: gastown-lab load <what> [flags]
+
+what:
+  idle     what a server with many sleeping towns costs, and how fast it is back after a crash
+  wake     from sling to the agent's process, asleep and awake
+  create   durable bead creations per second over HTTP
+  memory   what an awake town with 8 runs costs the server in memory
+  town     a town of 10,000 beads: load, one change
+  all      all of them, as a table
+
+Everything runs on this machine, over loopback, in a temporary directory that is
+removed at the end. gastown is built from the source tree, or named by --gastown.
+`
+
+// loadFlags are shared by all measurements.
+type loadFlags struct {
+	set     *flag.FlagSet
+	json    *bool
+	gastown *string
+	quiet   *bool
+	errOut  io.Writer
+}
+
+func newLoadFlags(name string, errOut io.Writer) *loadFlags {
+	fs := flag.NewFlagSet("load "+name, flag.ContinueOnError)
+	fs.SetOutput(errOut)
+	return &loadFlags{set: fs, errOut: errOut,
+		json:    fs.Bool("json", false, "print the result as one line of JSON"),
+		gastown: fs.String("gastown", "", "the program to measure; default: build it"),
+		quiet:   fs.Bool("q", false, "say nothing on the way")}
+}
+
+// note tells on standard error what goes on.
+func (f *loadFlags) note(format string, args ...any) {
+	if !*f.quiet {
+		fmt.Fprintf(f.errOut, format+"\n", args...)
+	}
+}
+
+// runLoad returns the exit code.
+func runLoad(args []string, out, errOut io.Writer) int {
+	if len(args) == 0 {
+		fmt.Fprint(errOut, loadUsage)
+		return 2
+	}
+	measure, ok := map[string]func(*loadFlags) func(context.Context, *lab.Place) (any, error){
+		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "town": loadTown, "all": loadAll,
+	}[args[0]]
+	if !ok {
+		fmt.Fprintf(errOut, "gastown-lab load: unknown measurement %q\n%s", args[0], loadUsage)
+		return 2
+	}
+	f := newLoadFlags(args[0], errOut)
+	run := measure(f)
+	if err := f.set.Parse(args[1:]); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return 2
+	}
+	if f.set.NArg() > 0 {
+		fmt.Fprintf(errOut, "gastown-lab load %s: unexpected %q\n", args[0], f.set.Arg(0))
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := inPlace(ctx, f, out, run); err != nil {
+		fmt.Fprintln(errOut, "gastown-lab:", err)
+		return 1
+	}
+	return 0
+}
+
+// inPlace measures in a directory that is gone afterwards.
+func inPlace(ctx context.Context, f *loadFlags, out io.Writer, run func(context.Context, *lab.Place) (any, error)) error {
+	place, err := lab.NewPlace(ctx, *f.gastown)
+	if err != nil {
+		return err
+	}
+	result, err := run(ctx, place)
+	if err = errors.Join(err, place.Remove()); err != nil {
+		return err
+	}
+	if table, ok := result.(lab.Table); ok && !*f.json {
+		_, err := io.WriteString(out, table.String())
+		return err
+	}
+	e := json.NewEncoder(out)
+	if !*f.json {
+		e.SetIndent("", "  ")
+	}
+	return e.Encode(result)
+}
+
+// within checks the bounds of a number that was given.
+func within(name string, v, lo, hi int) error {
+	if v < lo || v > hi {
+		return fmt.Errorf("--%s must be from %d to %d", name, lo, hi)
+	}
+	return nil
+}
+
+func loadIdle(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
+	towns := f.set.Int("towns", 100_000, "number of towns")
+	beads := f.set.Int("beads", 3, "closed beads of each")
+	length := f.set.Duration("for", time.Minute, "how long to watch")
+	interval := f.set.Duration("idle-interval", 5*time.Minute, "alarm.idle_interval of the server")
+	return func(ctx context.Context, p *lab.Place) (any, error) {
+		if err := errors.Join(within("towns", *towns, 1, 5_000_000), within("beads", *beads, 0, 100),
+			within("for", int(length.Seconds()), 1, 86400)); err != nil {
+			return nil, err
+		}
+		return lab.MeasureIdle(ctx, lab.IdleOptions{Place: p, Towns: *towns, Beads: *beads, For: *length, Note: f.note,
+			Args: []string{"--set", "alarm.idle_interval=" + interval.String()}})
+	}
+}
