@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"gastown/internal/api"
-	"gastown/internal/client"
 	"gastown/internal/errs"
 	"gastown/internal/town"
 )
