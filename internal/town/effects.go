@@ -293,7 +293,7 @@ func (t *Town) sandboxEffectDone(now Time, verb string, in EffectDone) {
 			return
 		}
 		if in.Err != "" {
-			t.setSandbox(now, SandboxWedged, "")
+			t.setSandbox(now, SandboxWedged, "it could not be started: "+clip(in.Err, 300))
 			t.dropRuns(now, OutcomeLost, ClassInfra, "the sandbox could not be started: "+in.Err)
 			t.failed(now, "sandbox", in.Err)
 			return

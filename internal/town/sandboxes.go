@@ -17,6 +17,9 @@ func (t *Town) setSandbox(now Time, to SandboxState, why string) {
 	from := s.State
 	s.State, s.Since = to, now
 	t.meter(now)
+	if to == SandboxStopping || to == SandboxWedged {
+		s.StopReason = why
+	}
 	if to == SandboxAsleep && from.Running() {
 		s.Ref, s.HelloBy, s.DrainBy, s.Drained, s.LastHold = "", 0, 0, false, 0
 		s.StopReason = why
@@ -238,7 +241,7 @@ func (t *Town) admitted(now Time, a Admitted) {
 	}
 	s.Generation++
 	s.Starts++
-	s.Position, s.AdmitAt = 0, 0
+	s.Position, s.AdmitAt, s.StopReason = 0, 0, ""
 	s.StartedAt, s.TokenAt, s.AwakeBase = now, now, s.AwakeMS
 	s.HelloBy = now.Add(t.duration("sandbox.hello_timeout", nil, nil))
 	s.Stream, s.Seq, s.LastSeen, s.HelloAt, s.Inspected = "", 0, 0, 0, 0

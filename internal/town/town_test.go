@@ -44,6 +44,9 @@ func TestABeadBecomesAMergedCommit(t *testing.T) {
 	if w, ok := d.town.NextWake(d.now); ok {
 		t.Fatalf("an idle town wakes at %s", w)
 	}
+	if why := d.town.WhyTown(d.now).Text; !strings.Contains(why, "nothing to do since") {
+		t.Fatalf("why = %s", why)
+	}
 	if n := d.count("sandbox.starting"); n != 1 {
 		t.Fatalf("%d starts", n)
 	}
