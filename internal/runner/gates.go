@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -16,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"gastown/internal/agent"
 	"gastown/internal/errs"
 	"gastown/internal/runner/wire"
 	"gastown/internal/town"
@@ -96,33 +94,11 @@ func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.Gat
 			return nil, err
 		}
 		results = append(results, res)
-		r.gateStory(j, res)
 		if !res.Passed {
 			break
 		}
 	}
 	return results, nil
-}
-
-// gateStory tells the transcript how a gate went.
-func (r *Runner) gateStory(j town.GateJob, g town.GateRun) {
-	status, text := "gate_passed", fmt.Sprintf("gate %s passed in %d ms", g.Name, g.Millis)
-	if !g.Passed {
-		status = "gate_failed"
-		text = fmt.Sprintf("gate %s failed with exit code %d after %d ms", g.Name, g.ExitCode, g.Millis)
-		if g.TimedOut {
-			text = fmt.Sprintf("gate %s ran into its time limit after %d ms", g.Name, g.Millis)
-		}
-		text += "\n" + lastBytes(g.Log, 4096)
-	}
-	r.transcripts.add(lane{j.Bead + ".merge", int64(j.N)}, agent.Event{Kind: agent.KindLifecycle, Status: status, Text: text})
-}
-
-func lastBytes(s string, n int) string {
-	if len(s) > n {
-		s = "…" + s[len(s)-n:]
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 // runGate runs one command in dir and kills everything that it started, when
