@@ -64,6 +64,13 @@ func (t *Town) ruleClock(now Time) bool {
 		clamp(&r.SpawnedAt, 0, kindRun, id)
 		clamp(&r.StopAt, 0, kindRun, id)
 	}
+	for name, r := range t.rigs {
+		if r.FetchedAt > now.Add(maxClock) {
+			r.FetchedAt = 0 // nobody knows how old the tip is
+			t.mark(kindRig, name)
+			moved = true
+		}
+	}
 	for _, id := range t.gating() {
 		b := t.beads[id]
 		clamp(&b.Merge.Deadline, t.gatesLimit(t.rigs[b.Rig]), kindBead, id)
