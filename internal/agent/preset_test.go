@@ -26,7 +26,7 @@ func TestBuiltInPresetsLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !oc.Model.NeedsProvider || oc.InitTimeout != 30*time.Second || oc.InstallHint == "" {
+	if !oc.Model.NeedsProvider || oc.InitTimeout != time.Minute || oc.InstallHint == "" {
 		t.Errorf("opencode: %+v", oc)
 	}
 	if _, err := ps.Get("nobody"); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "opencode, scripted") {
