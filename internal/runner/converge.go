@@ -64,6 +64,7 @@ func (r *Runner) applyRunsLocked(doc town.Desired) {
 // meetLocked begins a run, or ends one that need not or can't begin.
 func (r *Runner) meetLocked(d town.DesiredRun, rig town.DesiredRig, drain bool) *run {
 	n := r.newRun(d, rig, nil)
+	n.story("received", "")
 	refuse := func(e ending) *run {
 		n.finish(e)
 		n.abandon()
