@@ -187,12 +187,17 @@ func (h *realTown) serve(args []string) {
 	}
 }
 
-// stop puts the town to sleep, ends the server, and looks for what is left.
+// stop puts the town to sleep and ends the server.
 func (h *realTown) stop() {
+	defer h.end() // also when the town does not fall asleep
 	if h.client != nil {
 		h.run("sleep", "works")
 		h.asleep()
 	}
+}
+
+// end ends the server and looks for what is left.
+func (h *realTown) end() {
 	if err := h.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		h.t.Errorf("ending the server: %v", err)
 	}
