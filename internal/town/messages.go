@@ -31,7 +31,10 @@ func (t *Town) hello(now Time, in Hello) error {
 	if s.Stream != in.Stream {
 		s.Stream, s.Seq = in.Stream, 0
 	}
-	s.LastSeen, s.HelloAt, s.HelloBy, s.Extended = now, now, 0, 0
+	s.LastSeen, s.HelloBy, s.Extended = now, 0, 0
+	if s.HelloAt == 0 {
+		s.HelloAt = now // the first: a runner that only says hello again gives its runs no more time
+	}
 	t.mark(kindTown, t.info.ID)
 	if s.State == SandboxStarting {
 		t.setSandbox(now, SandboxAwake, "it said hello")

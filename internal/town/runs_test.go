@@ -280,3 +280,18 @@ func TestNudges(t *testing.T) {
 	d.do(CancelBead{By: "ann", Bead: "web-aaaaa"})
 	d.refused(NudgeBead{By: "ann", Bead: "web-aaaaa", Text: "late"}, conflict)
 }
+
+func TestARunThatIsNeverSpawnedHasATimeLimitToo(t *testing.T) {
+	d := newDriver(t)
+	d.set(Settings{"run.time_limit": "10m"})
+	d.rig()
+	d.bead("web-aaaaa")
+	d.hello()
+	for range 10 {
+		d.later(time.Minute)
+		d.do(Hello{Generation: 1, Stream: d.now.String()})
+	}
+	if r := d.run("web-aaaaa"); r.Stop != stopLimit {
+		t.Fatalf("a runner that only says hello keeps it for ever: %+v", r)
+	}
+}

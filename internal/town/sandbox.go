@@ -42,7 +42,7 @@ type Sandbox struct {
 	StartReason string       `json:"start_reason,omitempty"` // in words
 	StopReason  string       `json:"stop_reason,omitempty"`
 	HelloBy     Time         `json:"hello_by,omitempty"`
-	HelloAt     Time         `json:"hello_at,omitempty"`
+	HelloAt     Time         `json:"hello_at,omitempty"` // the first of the generation
 	LastSeen    Time         `json:"last_seen,omitempty"`
 	Extended    int          `json:"extended,omitempty"`  // hello deadlines prolonged because nobody listened
 	LastHold    Time         `json:"last_hold,omitempty"` // when the latest hold ended; 0 while one exists
