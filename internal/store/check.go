@@ -18,6 +18,14 @@ func HashOf(id string) int64 {
 	return int64((s >> 16) ^ (s & 0xffff))
 }
 
+// Beat returns the first moment after a time at which a town with an idle
+// interval of its own is looked at. The beat of a town is a function of its id,
+// so a restart moves none, and towns with the same interval are spread.
+func Beat(id string, idle, after int64) int64 {
+	phase := HashOf(id) * idle / HashSpace
+	return (after-phase+idle)/idle*idle + phase
+}
+
 // SliceBounds returns the half-open range of hashes that belong to a slice.
 func SliceBounds(slice, slices int) (lo, hi int64, err error) {
 	if slices < 1 || slice < 0 || slice >= slices {
@@ -32,8 +40,8 @@ func (c *Commit) Check() error {
 	if c.Town == "" || c.CommitID == "" {
 		return errs.New(errs.Invalid, "a commit needs a town and a commit id")
 	}
-	if c.Columns.DueAt < 0 {
-		return errs.New(errs.Invalid, "a deadline can't be negative")
+	if c.Columns.DueAt < 0 || c.Columns.IdleMS < 0 {
+		return errs.New(errs.Invalid, "a deadline or an interval can't be negative")
 	}
 	if c.Slot < SlotKeep || c.Slot > SlotRelease {
 		return errs.New(errs.Invalid, "unknown slot change %d", c.Slot)
@@ -59,8 +67,8 @@ func CheckCreate(h Head, rows []Row, ledger []Entry) error {
 	if h.ID == "" || h.Name == "" {
 		return errs.New(errs.Invalid, "a town needs an id and a name")
 	}
-	if h.DueAt < 0 {
-		return errs.New(errs.Invalid, "a deadline can't be negative")
+	if h.DueAt < 0 || h.IdleMS < 0 {
+		return errs.New(errs.Invalid, "a deadline or an interval can't be negative")
 	}
 	if len(ledger) > 0 && ledger[0].Seq != 1 {
 		return ErrGap(h.ID, 1, ledger[0].Seq)

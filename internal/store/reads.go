@@ -11,7 +11,7 @@ import (
 
 const (
 	headColumns = `id, name, owner, version, commit_id, created_at, ledger_seq,
- due_at, desired_rev, sandbox, generation, wanted, open, failing, status`
+ due_at, desired_rev, sandbox, generation, wanted, open, failing, status, idle_ms`
 	selectHead  = `SELECT ` + headColumns + ` FROM towns WHERE id = ?`
 	selectSlots = `SELECT town, state, since, seen, at FROM slots`
 )
@@ -20,7 +20,7 @@ func headOf(v []driver.Value) Head {
 	return Head{ID: asText(v[0]), Name: asText(v[1]), Owner: asText(v[2]), Version: asInt(v[3]), CommitID: asText(v[4]),
 		CreatedAt: asInt(v[5]), LedgerSeq: asInt(v[6]),
 		Columns: Columns{DueAt: asInt(v[7]), DesiredRev: asInt(v[8]), Sandbox: asText(v[9]), Generation: asInt(v[10]),
-			Wanted: asInt(v[11]) != 0, Open: asInt(v[12]), Failing: asText(v[13]), Status: asText(v[14])}}
+			Wanted: asInt(v[11]) != 0, Open: asInt(v[12]), Failing: asText(v[13]), Status: asText(v[14]), IdleMS: asInt(v[15])}}
 }
 
 func slotOf(v []driver.Value) Slot {
@@ -166,10 +166,32 @@ func (s *SQLite) IdleSlice(ctx context.Context, slice, slices int, now int64) ([
 		return nil, err
 	}
 	return s.heads(ctx, `SELECT `+headColumns+` FROM towns
- WHERE due_at IS NOT NULL AND due_at <= ? AND hash >= ? AND hash < ?
+ WHERE due_at IS NOT NULL AND due_at <= ? AND hash >= ? AND hash < ? AND idle_ms = 0
  UNION ALL SELECT `+headColumns+` FROM towns
  WHERE due_at IS NULL AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting')
- AND hash >= ? AND hash < ? ORDER BY id`, now, lo, hi, lo, hi)
+ AND hash >= ? AND hash < ? AND idle_ms = 0 ORDER BY id`, now, lo, hi, lo, hi)
+}
+
+// IdleOwn implements Store. The beats are reckoned in SQL as Beat does it; the
+// partial indexes hold few towns, and none that is healthy and idle.
+func (s *SQLite) IdleOwn(ctx context.Context, from, to int64) (found []Head, least int64, err error) {
+	const beat = ` AND idle_ms > 0 AND (? - hash * idle_ms / 65536 + idle_ms) / idle_ms > (? - hash * idle_ms / 65536 + idle_ms) / idle_ms`
+	err = s.read(ctx, func(l *link) error {
+		n, ok, err := l.number(ctx, `SELECT idle_ms FROM towns WHERE idle_ms > 0 ORDER BY idle_ms LIMIT 1`)
+		if err != nil || !ok {
+			return err
+		}
+		least = n
+		return l.each(ctx, func(v []driver.Value) { found = append(found, headOf(v)) }, `SELECT `+headColumns+` FROM towns
+ WHERE due_at IS NOT NULL AND due_at <= ?`+beat+`
+ UNION ALL SELECT `+headColumns+` FROM towns
+ WHERE due_at IS NULL AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting')`+beat+`
+ ORDER BY id`, to, to, from, to, from)
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return found, least, nil
 }
 
 // AwakeTowns implements Store.

@@ -49,7 +49,8 @@ type Columns struct {
 	Wanted     bool   // a hold or a grace wants the sandbox awake and nothing suppresses it
 	Open       int64  // non-terminal beads, for lists
 	Failing    string // last error of the town's loop, "" when healthy
-	Status     string // active|paused|deleting
+	Status     string // active|paused|sleeping|deleting
+	IdleMS     int64  // the town's own idle interval; 0 = the server's
 }
 
 // Contradicts reports columns that no healthy town has: something is left to do
@@ -212,8 +213,14 @@ type Store interface {
 	// NextDue returns the earliest deadline of all towns.
 	NextDue(ctx context.Context) (int64, bool, error)
 	// IdleSlice reads the towns of one slice (0 <= slice < slices) that are due
-	// at now or whose columns contradict each other, by id. It writes nothing.
+	// at now or whose columns contradict each other, by id, but for towns with an
+	// idle interval of their own. It writes nothing.
 	IdleSlice(ctx context.Context, slice, slices int, now int64) ([]Head, error)
+	// IdleOwn reads the towns with an idle interval of their own that have a beat
+	// (see Beat) in (from, to] and are due at to or contradict themselves, by id,
+	// and the least such interval of all towns, 0 when none has one. It writes
+	// nothing and remembers nothing.
+	IdleOwn(ctx context.Context, from, to int64) (found []Head, least int64, err error)
 	// AwakeTowns lists towns whose sandbox is not asleep, by id.
 	AwakeTowns(ctx context.Context) ([]Head, error)
 	// FindRig lists the towns that have a rig of this name, by town.
@@ -233,8 +240,8 @@ type Store interface {
 	// hash changes nothing; with another hash it is a Conflict. town is "" for
 	// the server's own scope.
 	PutIdem(ctx context.Context, town string, r Idem) error
-	// PruneIdem deletes records older than before, of all towns.
-	PruneIdem(ctx context.Context, before int64) (int, error)
+	// PruneIdem deletes up to limit records older than before, of all towns.
+	PruneIdem(ctx context.Context, before int64, limit int) (int, error)
 
 	// Admit asks for a slot: the town gets one (state starting) when the limits
 	// leave it a place that no longer waiting town could take; else it waits.

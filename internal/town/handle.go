@@ -29,7 +29,7 @@ func (t *Town) Handle(at time.Time, in Input) error {
 // whileDeleting lets only what ends a town pass.
 func (t *Town) whileDeleting(in Input) error {
 	switch in.(type) {
-	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, Tick, DeleteTown, Retry:
+	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, SlotFree, Tick, DeleteTown, Retry:
 		return nil
 	case Hello, Verdict, Exchange:
 		return errs.New(errs.Gone, "town %s is being deleted", t.info.Name)
@@ -96,6 +96,9 @@ func (t *Town) applyMessage(now Time, in Input) error {
 		return t.effectDone(now, in)
 	case Unheard:
 		t.unheard(now)
+		return nil
+	case SlotFree:
+		t.askAgain(now)
 		return nil
 	case Tick:
 		return nil

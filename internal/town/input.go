@@ -150,6 +150,9 @@ type (
 	// Unheard says that nobody listened for a while (a restart, a laptop asleep):
 	// silence until now proves nothing.
 	Unheard struct{}
+	// SlotFree says that one of the server's places may have become free: a town
+	// that waits for one asks at once.
+	SlotFree struct{}
 	// Tick lets time alone act.
 	Tick struct{}
 )
@@ -197,11 +200,12 @@ func (Exchange) input() string      { return "token.exchange" }
 func (SandboxExited) input() string { return "sandbox.exited" }
 func (EffectDone) input() string    { return "effect.done" }
 func (Unheard) input() string       { return "unheard" }
+func (SlotFree) input() string      { return "slot.free" }
 func (Tick) input() string          { return "tick" }
 
 // Inputs returns one zero value of every input that exists.
 func Inputs() []Input {
 	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{},
 		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, GatesDone{}, Exchange{},
-		SandboxExited{}, EffectDone{}, Unheard{}, Tick{}}
+		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Tick{}}
 }

@@ -98,8 +98,11 @@ func (h *history) input() (in Input, person bool) {
 		if h.pick(10) == 0 {
 			d.now = d.now.Add(time.Duration(h.pick(3)-1) * time.Hour)
 		}
-		if h.pick(6) == 0 {
+		switch h.pick(6) {
+		case 0:
 			return Unheard{}, false
+		case 1:
+			return SlotFree{}, false
 		}
 		return Tick{}, false
 	case 2:

@@ -254,6 +254,19 @@ func (t *Town) admitted(now Time, a Admitted) {
 	t.log(now, "sandbox.starting", t.info.Name, "", s.StartReason, "hold", s.StartHold, "generation", strconv.FormatInt(s.Generation, 10))
 }
 
+// askAgain lets a town that waits for a place ask now. An answer that is still on
+// its way was given before the place became free, so it no longer counts; a place
+// that it grants is found by the new question.
+func (t *Town) askAgain(now Time) {
+	s := &t.info.Sandbox
+	if s.State != SandboxQueued {
+		return
+	}
+	t.dropClaim("sandbox/admit")
+	s.AdmitAt = now
+	t.mark(kindTown, t.info.ID)
+}
+
 // admitAgain is when a town asks for a slot again without being poked.
 const admitAgain = 15 * time.Second
 

@@ -3,6 +3,7 @@ package town
 import (
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,7 @@ const (
 	kindBool
 	kindMode
 	kindIdentity
+	kindURL // http or https, or empty
 )
 
 // Setting describes one key.
@@ -78,13 +80,14 @@ var table = []Setting{
 	{"infra.backoff_max", "15m", townUp, "longest pause after failures of infrastructure", kindDuration, 10, ms(day)},
 	{"infra.backoff_min", "30s", townUp, "first pause after a failure of infrastructure; doubles", kindDuration, 1, ms(day)},
 	{"lease", "90s", townUp, "how long a run or a sandbox may be silent", kindDuration, 500, ms(time.Hour)},
+	{"ledger.retention", "0", serverOnly, "how long the history of a town is kept; 0 is for ever", kindDuration, 0, ms(10 * 365 * day)},
 	{"max_awake", "20", serverOnly, "sandboxes that may be awake at once", kindInt, 1, 1_000_000},
 	{"max_starting", "4", serverOnly, "sandboxes that may be starting at once", kindInt, 1, 1_000_000},
 	{"merge.max_conflicts", "20", rigUp, "conflicts with newer commits after which a bead fails", kindInt, 1, 1000},
 	{"merge.mode", "direct", rigUp, "direct: push to the target; branch: push the branch and wait", kindMode, 0, 0},
 	{"model", "", everywhere, "model for agents that need one", kindString, 0, 0},
 	{"notify.command", "false", serverOnly, "the server runs a command for events that need a person", kindBool, 0, 0},
-	{"notify.url", "", townUp, "webhook for events that need a person", kindString, 0, 0},
+	{"notify.url", "", townUp, "webhook for events that need a person", kindURL, 0, 0},
 	{"polecats.per_rig", "4", rigUp, "runs at once on one rig", kindInt, 0, 1000},
 	{"polecats.per_town", "16", townUp, "runs at once in one town", kindInt, 0, 1000},
 	{"provider", "", everywhere, "model provider for agents that need one", kindString, 0, 0},
@@ -97,6 +100,7 @@ var table = []Setting{
 	{"stuck.nudge_after", "15m", everywhere, "no sign of life for so long: nudge", kindDuration, 100, ms(7 * day)},
 	{"stuck.restart_after", "45m", everywhere, "no sign of life for so long: restart from the checkpoint, once", kindDuration, 100, ms(7 * day)},
 	{"token.refresh_interval", "1h", townUp, "least time between renewals of an awake sandbox's token", kindDuration, 100, ms(7 * time.Hour)},
+	{"transcript.retention", "720h", serverOnly, "how long transcripts of runs are kept; 0 is for ever", kindDuration, 0, ms(10 * 365 * day)},
 	{"work.backoff", "30s,1m,2m,5m,10m", rigUp, "pauses after charged failures of a bead", kindDurations, 0, ms(day)},
 	{"work.max_attempts", "5", everywhere, "charged failures after which a bead fails", kindInt, 1, 100},
 }
@@ -171,6 +175,11 @@ func (s Setting) check(value string) error {
 	case kindIdentity:
 		if _, _, ok := SplitIdentity(value); !ok {
 			return bad("'Name <address>'")
+		}
+	case kindURL:
+		// The value may hold a secret: it is not repeated.
+		if u, err := url.Parse(value); value != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "") {
+			return errs.New(errs.Invalid, "setting %s: the value is not an http or https URL", s.Key).WithHint("give it like https://hooks.example/gastown")
 		}
 	}
 	return nil

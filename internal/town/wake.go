@@ -8,19 +8,29 @@ type Columns struct {
 	DesiredRev int64
 	Sandbox    SandboxState
 	Generation int64
-	Wanted     bool
+	Wanted     bool  // a hold or a grace wants the sandbox, and nothing keeps it from starting
 	Open       int64 // beads that are not terminal
 	Mode       Mode
+	Idle       time.Duration // the town's own alarm.idle_interval; 0 = the server's
 }
 
 // Columns returns the town's columns as of now.
 func (t *Town) Columns(at time.Time) Columns {
 	c := Columns{DesiredRev: t.info.DesiredRev, Sandbox: t.info.Sandbox.State, Generation: t.info.Sandbox.Generation,
-		Wanted: t.wanted(At(at)) && !t.broken("sandbox", At(at)), Open: int64(t.ix.open), Mode: t.info.Mode}
+		Wanted: t.wanted(At(at)) && (t.info.Sandbox.State.Running() || !t.broken("sandbox", At(at))),
+		Open:   int64(t.ix.open), Mode: t.info.Mode, Idle: t.ownIdle()}
 	if w, ok := t.NextWake(at); ok {
 		c.DueAt = At(w)
 	}
 	return c
+}
+
+// ownIdle is alarm.idle_interval as the town itself sets it, 0 if it does not.
+func (t *Town) ownIdle() time.Duration {
+	if v := t.resolve("alarm.idle_interval", nil, nil); v.From == LevelTown {
+		return t.duration("alarm.idle_interval", nil, nil)
+	}
+	return 0
 }
 
 // NextWake returns the exact earliest moment, after now, at which time alone

@@ -40,6 +40,7 @@ var wakes = map[string]struct {
 	"sandbox.exited":  {false, "sleep that was asked for is no eviction"},
 	"effect.done":     {true, "by the action: see below"},
 	"unheard":         {false, "a restart of the server is no work"},
+	"slot.free":       {false, "it only lets a town ask that is queued already"},
 	"tick":            {true, "a pause that is over releases work"},
 
 	"do sandbox.admit":   {false, "stale while asleep"},
@@ -154,6 +155,7 @@ func sleeper(h history) Input {
 		Exchange{Generation: gen},
 		SandboxExited{Generation: gen, Reason: "gone"},
 		Unheard{},
+		SlotFree{},
 	}
 	return inputs[h.pick(len(inputs))]
 }

@@ -15,7 +15,8 @@ CREATE TABLE towns (
   wanted BIGINT NOT NULL,
   open BIGINT NOT NULL,
   failing TEXT NOT NULL,
-  status TEXT NOT NULL
+  status TEXT NOT NULL,
+  idle_ms BIGINT NOT NULL
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX towns_name ON towns (name);
 CREATE INDEX towns_due ON towns (due_at, id) WHERE due_at IS NOT NULL;
@@ -23,6 +24,8 @@ CREATE INDEX towns_awake ON towns (id) WHERE sandbox <> 'asleep';
 -- Columns.Contradicts, in SQL: something is left to do but no deadline brings anyone.
 CREATE INDEX towns_contradict ON towns (hash) WHERE due_at IS NULL
   AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting');
+-- Towns with an idle interval of their own.
+CREATE INDEX towns_own ON towns (idle_ms) WHERE idle_ms > 0;
 
 -- body NULL is a tombstone.
 CREATE TABLE town_rows (

@@ -161,3 +161,11 @@ func (f *Faulty) IdleSlice(ctx context.Context, slice, slices int, now int64) ([
 	}
 	return f.Store.IdleSlice(ctx, slice, slices, now)
 }
+
+// IdleOwn implements store.Store.
+func (f *Faulty) IdleOwn(ctx context.Context, from, to int64) ([]store.Head, int64, error) {
+	if err := f.read("IdleOwn", ""); err != nil {
+		return nil, 0, err
+	}
+	return f.Store.IdleOwn(ctx, from, to)
+}

@@ -328,21 +328,27 @@ func (m *Memory) PutIdem(ctx context.Context, town string, r store.Idem) error {
 }
 
 // PruneIdem implements store.Store.
-func (m *Memory) PruneIdem(ctx context.Context, before int64) (int, error) {
+func (m *Memory) PruneIdem(ctx context.Context, before int64, limit int) (int, error) {
 	leave, err := m.enter(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer leave()
-	n := 0
+	var old [][2]string
 	for k, r := range m.d.idem {
 		if r.At < before {
-			delete(m.d.idem, k)
-			n++
+			old = append(old, k)
 		}
 	}
-	m.pruned(n)
-	return n, nil
+	slices.SortFunc(old, func(a, b [2]string) int {
+		return cmp.Or(cmp.Compare(m.d.idem[a].At, m.d.idem[b].At), cmp.Compare(a[0], b[0]), cmp.Compare(a[1], b[1]))
+	})
+	old = firstN(old, limit)
+	for _, k := range old {
+		delete(m.d.idem, k)
+	}
+	m.pruned(len(old))
+	return len(old), nil
 }
 
 func (m *Memory) pruned(n int) {

@@ -132,8 +132,24 @@ func (m *Memory) IdleSlice(ctx context.Context, slice, slices int, now int64) ([
 	}
 	return m.heads(ctx, func(t *townData) bool {
 		due := t.head.DueAt != 0 && t.head.DueAt <= now
-		return t.hash >= lo && t.hash < hi && (due || t.head.Contradicts())
+		return t.head.IdleMS == 0 && t.hash >= lo && t.hash < hi && (due || t.head.Contradicts())
 	}, byID)
+}
+
+// IdleOwn implements store.Store.
+func (m *Memory) IdleOwn(ctx context.Context, from, to int64) (found []store.Head, least int64, err error) {
+	found, err = m.heads(ctx, func(t *townData) bool {
+		h := t.head
+		if h.IdleMS == 0 {
+			return false
+		}
+		if least == 0 || h.IdleMS < least {
+			least = h.IdleMS
+		}
+		due := h.DueAt != 0 && h.DueAt <= to
+		return (due || h.Contradicts()) && store.Beat(h.ID, h.IdleMS, from) <= to
+	}, byID)
+	return found, least, err
 }
 
 // AwakeTowns implements store.Store.

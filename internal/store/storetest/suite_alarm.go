@@ -141,6 +141,65 @@ func idleTests() []conformanceTest {
 			k.ok(err)
 			k.same("found", ids(found), "")
 		}},
+		{"a town with an idle interval of its own is found at its own beats and nowhere else", func(k *kit) {
+			const idle, start = 1000, 1_700_000_000_000
+			bad := map[string]store.Columns{
+				"due":      {Sandbox: store.Asleep, DueAt: 100, IdleMS: idle},
+				"wanted":   {Sandbox: store.Asleep, Wanted: true, IdleMS: idle},
+				"failing":  {Sandbox: store.Asleep, Failing: "x", IdleMS: idle},
+				"deleting": {Sandbox: store.Asleep, Status: store.Deleting, IdleMS: idle},
+				"awake":    {Sandbox: "awake", IdleMS: 3 * idle},
+			}
+			for id, c := range bad {
+				k.createWith(id, c)
+			}
+			k.createWith("healthy", store.Columns{Sandbox: store.Asleep, IdleMS: 700})
+			k.createWith("armed", store.Columns{Sandbox: "awake", DueAt: 2 * start, IdleMS: idle})
+			k.createWith("theirs", store.Columns{Sandbox: "awake"})
+			found := map[string]int{}
+			for from := int64(start); from < start+3*idle; from += 10 {
+				heads, least, err := k.IdleOwn(k.ctx, from, from+10)
+				k.ok(err)
+				k.same("least interval", least, 700)
+				for _, h := range heads {
+					found[h.ID]++
+					if at := store.Beat(h.ID, h.IdleMS, from); at > from+10 || at <= from {
+						k.Fatalf("%s was found between %d and %d, its beat is at %d", h.ID, from, from+10, at)
+					}
+				}
+			}
+			for id, c := range bad {
+				k.same("found "+id, found[id], 3*idle/c.IdleMS)
+			}
+			k.same("found in all", len(found), len(bad))
+			shared, err := k.IdleSlice(k.ctx, 0, 1, start)
+			k.ok(err)
+			k.same("found with the others", ids(shared), "theirs")
+			heads, _, err := k.IdleOwn(k.ctx, start, start)
+			k.ok(err)
+			k.same("found in no time", len(heads), 0)
+		}},
+		{"an idle interval of its own comes and goes with commits", func(k *kit) {
+			k.createWith("t1", store.Columns{Sandbox: "awake"})
+			_, least, err := k.IdleOwn(k.ctx, 0, 100)
+			k.ok(err)
+			k.same("least of none", least, 0)
+			k.set("t1", func(c *store.Columns) { c.IdleMS = 40 })
+			h, err := k.Head(k.ctx, "t1")
+			k.ok(err)
+			k.same("stored", h.IdleMS, 40)
+			heads, least, err := k.IdleOwn(k.ctx, 1000, 1040)
+			k.ok(err)
+			k.same("found", ids(heads)+fmt.Sprint(" ", least), "t1 40")
+			k.set("t1", func(c *store.Columns) { c.IdleMS = 0 })
+			heads, err = k.IdleSlice(k.ctx, 0, 1, 100)
+			k.ok(err)
+			k.same("found with the others", ids(heads), "t1")
+			bad := k.next("t1")
+			bad.Columns.IdleMS = -1
+			_, err = k.Store.Commit(k.ctx, bad)
+			k.kind(err, errs.Invalid)
+		}},
 		{"a slice that does not exist is invalid", func(k *kit) {
 			for _, s := range [][2]int{{0, 0}, {-1, 2}, {2, 2}} {
 				_, err := k.IdleSlice(k.ctx, s[0], s[1], 1)
@@ -149,12 +208,15 @@ func idleTests() []conformanceTest {
 		}},
 		{"looking and claiming write nothing while nobody is due", func(k *kit) {
 			k.create("t1")
+			k.createWith("own", store.Columns{Sandbox: store.Asleep, IdleMS: 10})
 			before := k.Stats()
 			_, err := k.IdleSlice(k.ctx, 0, 1, 100)
 			k.ok(err)
+			_, _, err = k.IdleOwn(k.ctx, 0, 100)
+			k.ok(err)
 			_, err = k.ClaimDue(k.ctx, 100, 200, 10)
 			k.ok(err)
-			_, err = k.PruneIdem(k.ctx, 100)
+			_, err = k.PruneIdem(k.ctx, 100, 10)
 			k.ok(err)
 			_, err = k.PruneTranscripts(k.ctx, 100, 10)
 			k.ok(err)

@@ -223,7 +223,7 @@ func idemTests() []conformanceTest {
 			for i := range int64(5) {
 				k.ok(k.PutIdem(k.ctx, "", store.Idem{Key: fmt.Sprint(i), At: i}))
 			}
-			n, err := k.PruneIdem(k.ctx, 3)
+			n, err := k.PruneIdem(k.ctx, 3, 10)
 			k.ok(err)
 			k.same("pruned", n, 3)
 			_, ok, err := k.Idem(k.ctx, "", "3")
