@@ -117,6 +117,7 @@ func TestACleanupThatNeverAnswersHoldsAReopenedBeadNoLongerThanItsClaim(t *testi
 	d.later(timeoutGit)
 	d.perform = true
 	d.do(Tick{})
+	d.wantBead("web-aaaaa", BeadInProgress)
 	d.do(EffectDone{Key: e.Key, ID: e.ID})
 	if b := d.wantBead("web-aaaaa", BeadInProgress); !b.Refs {
 		t.Fatal("a late cleanup took the refs of a bead at work")

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 )
 
 // damaged is a town decoded from the rows of another, some of them changed; an
@@ -292,6 +294,65 @@ func TestNoAbsurdRowHoldsTheSandboxAwakeForEver(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestAnyMixtureOfAbsurdRowsIsSurvived puts several impossible values into a
+// town at once.
+func TestAnyMixtureOfAbsurdRowsIsSurvived(t *testing.T) {
+	d, _ := atWork(t, oneGate)
+	d.do(Resume{By: "ann", For: time.Minute})
+	d.bead("web-bbbbb")
+	d.bead("web-ccccc")
+	d.done("web-aaaaa")
+	d.ended(d.spawn("web-ccccc"), OutcomeExited, ClassWork, "x")
+	towns := []string{"asleep", "queued", "starting", "awake", "draining", "stopping", "wedged"}
+	fields := map[string][]string{
+		"bead":    {"status", "epoch", "merge", "not_before", "charged", "losses", "rig", "blocked_by", "commit", "escalated", "attempt"},
+		"run":     {"state", "generation", "lease_until", "spawned_at", "created_at", "stop", "stop_at", "verdict", "rig", "epoch"},
+		"rig":     {"gates", "fetched_at", "state", "tip"},
+		"agent":   {"run", "bead"},
+		"breaker": {"until", "fails"},
+		"claim":   {"until"},
+		"town": {"sandbox.state", "sandbox.generation", "sandbox.hello_by", "sandbox.last_hold", "sandbox.drain_by", "sandbox.last_seen", "awake_for", "mode",
+			"sandbox.started_at", "meter.since", "sandbox.drained", "sandbox.token_at"},
+	}
+	values := []any{0, -1, 1, 7, int64(1) << 62, -(int64(1) << 62), "", true, nil, []any{}, "open", "in_progress", "in_review", "closed", "failed",
+		map[string]any{"n": 1, "state": "gating", "since": 1, "tip": commitName(1), "candidate": commitName(2)}, map[string]any{"n": 1, "state": "landing"},
+		map[string]any{"n": 2, "state": "waiting", "pushed": true}, "web-aaaaa.1", "web-bbbbb.1", "api", []any{"web-aaaaa", "web-bbbbb", "web-bbbbb"},
+		"running", "draining", "removing", "active", "sleeping", "deleting", "done", commitName(3)}
+	keys := []string{}
+	for k := range d.rows {
+		if kind, _, _ := strings.Cut(k, " "); fields[kind] != nil {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	rapid.Check(t, func(rt *rapid.T) {
+		rows := map[string]string{}
+		for range rapid.IntRange(1, 4).Draw(rt, "changes") {
+			key := rapid.SampledFrom(keys).Draw(rt, "row")
+			kind, _, _ := strings.Cut(key, " ")
+			field := rapid.SampledFrom(fields[kind]).Draw(rt, "field")
+			value := rapid.SampledFrom(values).Draw(rt, "value")
+			if field == "sandbox.state" {
+				value = rapid.SampledFrom(towns).Draw(rt, "state")
+			}
+			rows[key] = d.with(key, map[string]any{field: value})
+		}
+		all := []Row{}
+		for k, v := range d.rows {
+			kind, id, _ := strings.Cut(k, " ")
+			if changed, ok := rows[k]; ok {
+				v = []byte(changed)
+			}
+			all = append(all, Row{kind, id, v})
+		}
+		town, err := Decode("tn1", all, nil)
+		if err != nil {
+			return
+		}
+		survives(t, town, d.now)
+	})
 }
 
 // sleeps lets a runner talk that knows of nothing, for a day and a half.

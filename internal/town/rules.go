@@ -257,11 +257,12 @@ func (t *Town) firstReady(r *Rig, now Time) (*Bead, ticket) {
 		if b.Settings == nil && usualBroken {
 			continue
 		}
-		if t.beadWaits(b, r, now).Kind == "" {
+		wait := t.beadWaits(b, r, now)
+		if wait.Kind == "" {
 			return b, k
 		}
-		if b.suspect() {
-			break // it waits to run alone: nobody may overtake it for ever
+		if wait.Kind == waitAlone && b.suspect() {
+			break // nobody may overtake it for ever
 		}
 	}
 	return nil, ticket{}

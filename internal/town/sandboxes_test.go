@@ -157,6 +157,24 @@ func TestABeadThatRanAtTwoLossesRunsAloneAndPaysForTheThird(t *testing.T) {
 	}
 }
 
+func TestABeadThatRanAtTwoLossesWaitsForOthersToEnd(t *testing.T) {
+	d, r := atWork(t)
+	d.bead("web-bbbbb", func(c *CreateBead) { c.Staged, c.Priority = true, 0 })
+	d.town.beads["web-bbbbb"].Losses = 2
+	d.town.mark(kindBead, "web-bbbbb")
+	d.save()
+	d.do(SlingBead{By: "ann", Bead: "web-bbbbb"})
+	d.wantWhy("web-bbbbb", Waiting, waitAlone)
+	d.bead("web-ccccc")
+	if w := d.wantWhy("web-ccccc", Waiting, waitAlone); w.Subject != "web-bbbbb" {
+		t.Fatalf("%+v", w) // or it would wait for ever
+	}
+	d.done("web-aaaaa")
+	d.ended(r, OutcomeDone, "", "")
+	d.wantBead("web-bbbbb", BeadInProgress)
+	d.wantWhy("web-ccccc", Waiting, waitAlone)
+}
+
 func TestTwoBeadsLostTogetherPayNothing(t *testing.T) {
 	d := newDriver(t)
 	d.rig()

@@ -246,7 +246,7 @@ func TestACycleOfDependenciesIsRefusedAndNamed(t *testing.T) {
 	d.do(DependBead{By: "ann", Bead: "web-bbbbb", On: "web-aaaaa"})
 	d.do(DependBead{By: "ann", Bead: "web-ccccc", On: "web-bbbbb"})
 	err := d.try(DependBead{By: "ann", Bead: "web-aaaaa", On: "web-ccccc"})
-	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "web-aaaaa is blocked by web-ccccc") {
+	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "web-aaaaa is blocked by web-ccccc is blocked by web-bbbbb is blocked by web-aaaaa") {
 		t.Fatalf("got %v", err)
 	}
 	if err := d.try(DependBead{By: "ann", Bead: "web-aaaaa", On: "web-aaaaa"}); !errs.Is(err, errs.Conflict) {

@@ -84,7 +84,28 @@ func (t *Town) why(b *Bead, now Time) Reason {
 	if w.Kind != "" {
 		return w
 	}
+	if o := t.ahead(b, r, now); o != nil {
+		return waits(waitAlone, o.ID, 0, "%s is ahead and waits to run alone, because the sandbox was lost twice while it ran", o.ID)
+	}
 	return Reason{State: Runnable, Text: "it is next"}
+}
+
+// ahead is the bead before b in its rig's queue that waits to run alone, or nil.
+func (t *Town) ahead(b *Bead, r *Rig, now Time) *Bead {
+	q := t.ix.ready[r.Name]
+	if q == nil || len(t.runs) == 0 {
+		return nil
+	}
+	for _, k := range *q {
+		o := t.beads[k.id]
+		if o == b {
+			return nil
+		}
+		if o.suspect() && t.beadWaits(o, r, now).Kind == waitAlone {
+			return o
+		}
+	}
+	return nil
 }
 
 func (t *Town) closedText(b *Bead) string {
