@@ -52,8 +52,9 @@ func (c *rigClone) prepare(ctx context.Context, dir, id, trash string, s treeSpe
 		at = s.resume
 	}
 	err := w.checkout(ctx, at)
-	if err != nil && ctx.Err() == nil && !c.has(ctx, at) {
-		// Only now is it worth asking: the usual case saves a process.
+	if err != nil && ctx.Err() == nil {
+		// Only now is it worth asking: the usual case saves a process. When the commit is
+		// here by now, another run has fetched it meanwhile.
 		if err = c.ensure(ctx, at, s.bead); err == nil {
 			err = w.checkout(ctx, at)
 		}
