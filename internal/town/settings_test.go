@@ -38,6 +38,8 @@ func TestSettingsAreChecked(t *testing.T) {
 		{LevelRig, "work.backoff", "1s, 2s", true}, {LevelRig, "work.backoff", "1s,,2s", false}, {LevelRig, "work.backoff", "1s,25h", false},
 		{LevelRig, "commit.author", "Ann <a@b>", true}, {LevelRig, "commit.author", "Ann", false}, {LevelRig, "commit.author", "Ann <a@b>\nX: y", false},
 		{LevelTown, "provider", "x\x00", false}, {LevelTown, "provider", strings.Repeat("x", 4097), false}, {LevelTown, "no.such", "x", false},
+		{LevelTown, "notify.url", "https://hooks.example/x?key=1", true}, {LevelTown, "notify.url", "", true}, {LevelTown, "notify.url", "hooks.example", false},
+		{LevelTown, "notify.url", "file:///etc/passwd", false}, {LevelTown, "notify.url", "https://", false}, {LevelTown, "notify.url", "http://a b/", false},
 	} {
 		if err := CheckSetting(c.level, c.key, c.value); (err == nil) != c.ok {
 			t.Errorf("%s %s=%q gave %v", c.level, c.key, c.value, err)
@@ -170,7 +172,7 @@ func (t *Town) use(tb testing.TB, at time.Time) {
 			t.duration(s.Key, nil, nil)
 		case kindInt:
 			t.number(s.Key, nil, nil)
-		case kindString, kindBool, kindMode, kindIdentity, kindDurations:
+		case kindString, kindBool, kindMode, kindIdentity, kindURL, kindDurations:
 			t.text(s.Key, nil, nil)
 		}
 	}
