@@ -27,6 +27,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -163,6 +164,11 @@ func (c Config) check() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return errs.New(errs.Invalid, "TLS needs a certificate and a key").WithHint("give both --tls-cert and --tls-key")
+	}
+	if c.NotifyCommand != "" {
+		if _, err := exec.LookPath(c.NotifyCommand); err != nil {
+			return errs.New(errs.Invalid, "the notify command can't be run: %v", err).WithHint("give --notify-command the path of a program, without arguments")
+		}
 	}
 	for key, value := range c.Settings {
 		if err := town.CheckSetting(town.LevelServer, key, value); err != nil {

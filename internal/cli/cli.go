@@ -31,6 +31,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -71,8 +72,22 @@ func Main(ctx context.Context, args []string, env Env) int {
 	a := &invocation{env: env}
 	root := a.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	err := readable(args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	return a.report(err)
+}
+
+// readable refuses arguments that JSON would carry as replacement characters
+// without a word.
+func readable(args []string) error {
+	for i, arg := range args {
+		if !utf8.ValidString(arg) {
+			return errs.New(errs.Invalid, "argument %d is not valid UTF-8", i+1)
+		}
+	}
+	return nil
 }
 
 // report prints an error and returns its exit code.

@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"gastown/internal/app"
 	"gastown/internal/client"
@@ -98,6 +99,10 @@ func (a *invocation) textFile(what, path string, limit int64) (string, error) {
 	}
 	if int64(len(b)) > limit {
 		return "", errs.New(errs.Invalid, "the %s is longer than %d bytes", what, limit)
+	}
+	// JSON would carry it as replacement characters without a word.
+	if !utf8.Valid(b) {
+		return "", errs.New(errs.Invalid, "the %s is not valid UTF-8", what)
 	}
 	return string(b), nil
 }

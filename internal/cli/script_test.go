@@ -46,6 +46,15 @@ func TestCommandLine(t *testing.T) {
 					ts.Fatalf("the requests were:\n%s\nwant:\n%s", got, want)
 				}
 			},
+			// notutf8 writes a file, titled gives a title: neither is valid UTF-8.
+			"notutf8": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte("a\xff\xfeb"), 0o600))
+			},
+			"titled": func(ts *testscript.TestScript, _ bool, args []string) {
+				if err := ts.Exec("gastown", "sling", "a\xff\xfeb", "--rig", "web"); err == nil || err.Error() != "exit status "+args[0] {
+					ts.Fatalf("%v, want exit status %s", err, args[0])
+				}
+			},
 			// code runs gastown and wants an exit code.
 			"code": func(ts *testscript.TestScript, _ bool, args []string) {
 				err := ts.Exec("gastown", args[1:]...)
