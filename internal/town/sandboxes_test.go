@@ -274,6 +274,13 @@ func TestNoWaitForAPlaceIsLongerThanItsReason(t *testing.T) {
 	if got := keys(d.town.Effects(d.now)); slices.Contains(got, "sandbox/admit") {
 		t.Fatalf("still asks: %v", got)
 	}
+	d.bead("web-bbbbb")
+	d.claim("sandbox/admit")
+	d.do(CancelBead{By: "ann", Bead: "web-bbbbb"})
+	d.bead("web-ccccc")
+	if got := keys(d.town.Effects(d.now)); !slices.Contains(got, "sandbox/admit") {
+		t.Fatalf("new work waits for the answer to an old question: %v", got)
+	}
 }
 
 func TestRunsThatNoSandboxHeardOfSurviveAStop(t *testing.T) {

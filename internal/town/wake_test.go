@@ -246,7 +246,8 @@ func (d *driver) ends(at Time) bool {
 	return slices.ContainsFunc(d.town.Breakers(), func(b Breaker) bool { return b.Until == at }) ||
 		slices.ContainsFunc(d.town.Claims(), func(c Claim) bool { return c.Until == at }) ||
 		slices.ContainsFunc(d.town.Notices(), func(n Notice) bool { return n.Next == at }) ||
-		d.town.info.Mode == ModeDeleting
+		d.town.info.Mode == ModeDeleting ||
+		d.town.info.Sandbox.AdmitAt == at && d.town.claims["sandbox/admit"] != nil // pulled back under a claim that lasts longer
 }
 
 // document is the desired document without its number.
