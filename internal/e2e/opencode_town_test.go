@@ -290,14 +290,26 @@ func (h *realTown) sling() string {
 
 // tell writes down what helps to understand a failure.
 func (h *realTown) tell() {
-	if b, err := os.ReadFile(h.log); err == nil {
-		h.t.Logf("the server's log ends with:\n%s", b[max(0, len(b)-4000):])
+	logs, _ := filepath.Glob(filepath.Join(h.data, "sandboxes", "*", "runner.log")) // the pattern is good
+	for _, path := range append(logs, h.log) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			h.t.Log(err)
+		}
+		var lines []string
+		for line := range strings.Lines(string(text)) {
+			if !strings.Contains(line, "GET /api/v1/") { // this test's own looking
+				lines = append(lines, line)
+			}
+		}
+		h.t.Logf("%s ends with:\n%s", filepath.Base(path), strings.Join(lines[max(0, len(lines)-100):], ""))
 	}
 	if h.model == nil {
 		return
 	}
 	for i, q := range h.model.Requests() {
-		h.t.Logf("request %d: %d messages, %d tools; the last: %+v", i, len(q.Messages), len(q.Tools), q.Messages[max(0, len(q.Messages)-1):])
+		h.t.Logf("request %d at %s: %d messages, %d tools; the last: %.300q", i, q.At.Format(time.StampMilli), len(q.Messages), len(q.Tools),
+			q.Messages[max(0, len(q.Messages)-1):])
 	}
 }
 
