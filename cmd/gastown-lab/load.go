@@ -23,7 +23,7 @@ what:
   create   durable bead creations per second over HTTP
   memory   what an awake town with 8 runs costs the server in memory
   town     a town of 10,000 beads: load, one change
-  all      all of them, as a table
+  all      all of them, as a table with targets
 
 Everything runs on this machine, over loopback, in a temporary directory that is
 removed at the end. gastown is built from the source tree, or named by --gastown.
@@ -35,6 +35,7 @@ type loadFlags struct {
 	json    *bool
 	gastown *string
 	quiet   *bool
+	keep    *bool
 	errOut  io.Writer
 }
 
@@ -44,7 +45,8 @@ func newLoadFlags(name string, errOut io.Writer) *loadFlags {
 	return &loadFlags{set: fs, errOut: errOut,
 		json:    fs.Bool("json", false, "print the result as one line of JSON"),
 		gastown: fs.String("gastown", "", "the program to measure; default: build it"),
-		quiet:   fs.Bool("q", false, "say nothing on the way")}
+		quiet:   fs.Bool("q", false, "say nothing on the way"),
+		keep:    fs.Bool("keep", false, "keep the temporary directory, for a look at logs and store")}
 }
 
 // note tells on standard error what goes on.
@@ -95,7 +97,12 @@ func inPlace(ctx context.Context, f *loadFlags, out io.Writer, run func(context.
 		return err
 	}
 	result, err := run(ctx, place)
-	if err = errors.Join(err, place.Remove()); err != nil {
+	if *f.keep {
+		f.note("everything is in %s", place.Dir)
+	} else {
+		err = errors.Join(err, place.Remove())
+	}
+	if err != nil {
 		return err
 	}
 	if table, ok := result.(lab.Table); ok && !*f.json {
@@ -129,5 +136,61 @@ func loadIdle(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
 		}
 		return lab.MeasureIdle(ctx, lab.IdleOptions{Place: p, Towns: *towns, Beads: *beads, For: *length, Note: f.note,
 			Args: []string{"--set", "alarm.idle_interval=" + interval.String()}})
+	}
+}
+
+func loadWake(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
+	towns := f.set.Int("towns", 1000, "number of towns, each slung three times")
+	concurrent := f.set.Int("concurrent", 1, "towns worked on at once; more than 1 measures the load, not the delay")
+	files := f.set.Int("files", 100, "files in the repository")
+	return func(ctx context.Context, p *lab.Place) (any, error) {
+		if err := errors.Join(within("towns", *towns, 1, 100_000), within("concurrent", *concurrent, 1, 100), within("files", *files, 1, 100_000)); err != nil {
+			return nil, err
+		}
+		return lab.MeasureWake(ctx, lab.WakeOptions{Place: p, Towns: *towns, Concurrent: *concurrent, Files: *files, Note: f.note})
+	}
+}
+
+func loadCreate(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
+	clients := f.set.Int("clients", 64, "clients, each with one request under way")
+	towns := f.set.Int("towns", 1, "towns that get the beads by turns")
+	length := f.set.Duration("for", 10*time.Second, "how long")
+	return func(ctx context.Context, p *lab.Place) (any, error) {
+		if err := errors.Join(within("clients", *clients, 1, 1000), within("towns", *towns, 1, 100_000), within("for", int(length.Seconds()), 1, 600)); err != nil {
+			return nil, err
+		}
+		return lab.MeasureCreate(ctx, lab.CreateOptions{Place: p, Clients: *clients, Towns: *towns, For: *length})
+	}
+}
+
+func loadMemory(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
+	towns := f.set.Int("towns", 20, "awake towns")
+	runs := f.set.Int("runs", 8, "runs of each")
+	return func(ctx context.Context, p *lab.Place) (any, error) {
+		if err := errors.Join(within("towns", *towns, 1, 1000), within("runs", *runs, 1, 100)); err != nil {
+			return nil, err
+		}
+		return lab.MeasureMemory(ctx, lab.MemoryOptions{Place: p, Towns: *towns, Runs: *runs, Note: f.note})
+	}
+}
+
+func runFakeRunner(errOut io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := lab.FakeRunner(ctx); err != nil {
+		fmt.Fprintln(errOut, "gastown-lab runner:", err)
+		return 1
+	}
+	return 0
+}
+
+func loadTown(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
+	beads := f.set.Int("beads", 10_000, "open beads")
+	times := f.set.Int("times", 21, "how often each figure is taken; the median is told")
+	return func(ctx context.Context, p *lab.Place) (any, error) {
+		if err := errors.Join(within("beads", *beads, 1, 99_999), within("times", *times, 1, 10_000)); err != nil {
+			return nil, err
+		}
+		return lab.MeasureTown(ctx, lab.TownOptions{Place: p, Beads: *beads, Times: *times})
 	}
 }
