@@ -100,6 +100,9 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rc := http.NewResponseController(w)
+	// A provider may answer before it has read all: see to it that its answer is
+	// not cut. Recorders in tests know no duplex.
+	_ = rc.EnableFullDuplex()
 	// The read deadline may not outlive the body: at its end the answer may have
 	// just begun. Recorders in tests know no deadlines.
 	_ = rc.SetReadDeadline(time.Now().Add(modelBody))

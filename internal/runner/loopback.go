@@ -205,7 +205,16 @@ type forwardHooks struct {
 // forward proxies without buffering. Credentials of the caller are removed,
 // the sandbox token takes their place.
 func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, run, epoch string, h forwardHooks) {
+	// Else net/http closes the request's body as soon as the answer begins, and
+	// where that meets the transport's last look at the body, it cuts the answer
+	// off. A writer that knows no full duplex has no such body.
+	_ = http.NewResponseController(w).EnableFullDuplex()
 	token := l.api.bearer()
+	// Without it the first byte of an early answer closes the request's body under
+	// the hands of the transport that still sends it, and the answer is cut.
+	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+		l.log.Debug("an answer may be cut when it comes before its request ends", "err", err)
+	}
 	p := &httputil.ReverseProxy{
 		FlushInterval: -1,
 		Transport:     l.api.transport,

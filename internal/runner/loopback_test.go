@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"gastown/internal/agent"
 	"gastown/internal/runner/wire"
@@ -232,5 +233,62 @@ func TestTheTokenIsReadFromADescriptor(t *testing.T) {
 		if got, err := ReadToken(fd); got != want || (err == nil) != (want != "") {
 			t.Errorf("%q: %q, %v", text, got, err)
 		}
+	}
+}
+
+func TestAnAnswerThatBeginsBeforeItsRequestEndsIsNotCut(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.model = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		if err := rc.EnableFullDuplex(); err != nil {
+			t.Error(err)
+		}
+		_, _ = io.WriteString(w, "begun ")
+		if err := rc.Flush(); err != nil {
+			t.Error(err)
+		}
+		question, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Errorf("the request was cut: %v", err)
+		}
+		_, _ = w.Write(question)
+	})
+	h := f.play(func(d *town.DesiredRun) { d.Provider, d.Model = "acme", "m1" })
+	body, pen := io.Pipe()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = pen.CloseWithError(ctx.Err()) })() // an answer that was cut leaves the writer waiting
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.session.Spec.Model.BaseURL+"/chat", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+h.session.Spec.Model.Key)
+	asked := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(pen, "first half, ")
+		asked <- err
+	}()
+	res, err := http.DefaultClient.Do(req) // returns once the answer has begun
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }() // read below
+	if err := <-asked; err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, err := io.WriteString(pen, "second half")
+		if err == nil {
+			err = pen.Close()
+		}
+		asked <- err
+	}()
+	answer, err := io.ReadAll(res.Body)
+	if err := <-asked; err != nil {
+		t.Errorf("the request could not be finished: %v", err)
+	}
+	if err != nil || string(answer) != "begun first half, second half" {
+		t.Fatalf("%q, %v", answer, err)
 	}
 }
