@@ -210,11 +210,6 @@ func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, r
 	// off. A writer that knows no full duplex has no such body.
 	_ = http.NewResponseController(w).EnableFullDuplex()
 	token := l.api.bearer()
-	// Without it the first byte of an early answer closes the request's body under
-	// the hands of the transport that still sends it, and the answer is cut.
-	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
-		l.log.Debug("an answer may be cut when it comes before its request ends", "err", err)
-	}
 	p := &httputil.ReverseProxy{
 		FlushInterval: -1,
 		Transport:     l.api.transport,
