@@ -29,6 +29,8 @@ const (
 	answerFor = 5 * time.Second
 	// drainLook is how often a drain looks at what is left.
 	drainLook = 200 * time.Millisecond
+	// drained is the mark in the store that a drain may have put towns to sleep.
+	drained = "drained"
 	// drainMax ends a drain: the longest drain_timeout and stop_grace that make
 	// sense to wait for at a terminal.
 	drainMax = 5 * time.Minute
@@ -100,6 +102,11 @@ func (a *App) Drain(ctx context.Context, progress func(left int)) error {
 		if last == 0 {
 			return nil
 		}
+		if len(asked) == 0 {
+			if err := a.store.SetMeta(ctx, drained, "true"); err != nil {
+				return err
+			}
+		}
 		for _, h := range heads {
 			if !asked[h.ID] {
 				if err := a.putToSleep(ctx, h); err != nil {
@@ -141,12 +148,22 @@ func (a *App) putToSleep(ctx context.Context, h store.Head) error {
 
 // undoDrain makes towns go on that the last server put to sleep when it stopped.
 // A town that can't is told of and stays asleep, where a person can resume it.
+// Without the mark of a drain no town is looked at: there may be a million.
 func (a *App) undoDrain(ctx context.Context) {
+	mark, _, err := a.store.Meta(ctx, drained)
+	if err != nil || mark == "" {
+		a.warn("whether the last stop put towns to sleep can't be read", "", err)
+		return
+	}
 	after := ""
 	for {
 		heads, err := a.store.Heads(ctx, after, 500)
-		if err != nil || len(heads) == 0 {
+		if err != nil {
 			a.warn("the towns that the last stop put to sleep can't be listed", "", err)
+			return
+		}
+		if len(heads) == 0 {
+			a.warn("the mark of the last stop can't be removed", "", a.store.SetMeta(ctx, drained, ""))
 			return
 		}
 		for _, h := range heads {
