@@ -213,27 +213,26 @@ func (t *Town) dependBead(now Time, in DependBead) error {
 	return nil
 }
 
-// dependsOn returns the chain of blockers from b to target, beginning with
-// target's dependent side: [target, ..., b], or nil when there is none.
+// dependsOn returns the chain of blockers that leads from b to target, both
+// included, or nil when there is none.
 func (t *Town) dependsOn(b *Bead, target string) []string {
-	seen := map[string]string{b.ID: ""} // bead -> whom it blocks on the way
+	blocks := map[string]string{b.ID: ""} // bead -> whom it blocks on the way from b
 	todo := []string{b.ID}
 	for len(todo) > 0 {
 		id := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
 		if id == target {
-			path := []string{target}
 			var chain []string
-			for at := id; at != ""; at = seen[at] {
+			for at := id; at != ""; at = blocks[at] {
 				chain = append(chain, at)
 			}
 			slices.Reverse(chain)
-			return append(path, chain[:len(chain)-1]...)
+			return chain
 		}
 		if d := t.beads[id]; d != nil {
 			for _, next := range d.BlockedBy {
-				if _, ok := seen[next]; !ok {
-					seen[next] = id
+				if _, ok := blocks[next]; !ok {
+					blocks[next] = id
 					todo = append(todo, next)
 				}
 			}

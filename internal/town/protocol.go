@@ -78,7 +78,7 @@ type ReportKind string
 const (
 	ReportHeartbeat  ReportKind = "heartbeat"   // Runs: what lives in the sandbox
 	ReportStarted    ReportKind = "run_started" // the agent's process was spawned: PID, Session
-	ReportEnded      ReportKind = "run_ended"   // Outcome, Class, Reason, Subject (a breaker's, class infra)
+	ReportEnded      ReportKind = "run_ended"   // Outcome, Class, Reason, Subject (a breaker's or SubjectKilled, class infra)
 	ReportCheckpoint ReportKind = "checkpoint"  // Commit on Ref
 	ReportNudged     ReportKind = "nudged"      // nudges up to Nudge were delivered
 	ReportDrained    ReportKind = "drained"     // nothing runs any more

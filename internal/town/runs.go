@@ -315,6 +315,10 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 		// A verdict that never arrived, or an outcome of a newer runner.
 		o, c = OutcomeExited, ClassWork
 	}
+	if c == ClassInfra && p.Subject == SubjectKilled && r.Verdict == "" {
+		t.agentKilled(r, now, reason)
+		return
+	}
 	if c == ClassInfra && r.Verdict == "" {
 		subject := "agent/" + r.Preset
 		if p.Subject == "rig/"+r.Rig || p.Subject == "sandbox" {
@@ -325,6 +329,23 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 		return
 	}
 	t.endRun(r, now, o, ClassWork, reason)
+}
+
+// SubjectKilled is the subject of a run whose agent was killed from outside,
+// as systems do that run out of memory.
+const SubjectKilled = "killed"
+
+// agentKilled ends a run whose agent was killed. Like a lost sandbox this costs
+// an attempt only when it happens to a bead again and again.
+func (t *Town) agentKilled(r *Run, now Time, reason string) {
+	c := ClassInfra
+	if b := t.beads[r.Bead]; b != nil {
+		if b.suspect() {
+			c = ClassWork
+		}
+		t.edit(b, now, func() { b.Losses++ })
+	}
+	t.endRun(r, now, OutcomeLost, c, reason)
 }
 
 // endStopped ends a run that was asked to stop.
