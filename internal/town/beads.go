@@ -204,8 +204,8 @@ func (t *Town) dependBead(now Time, in DependBead) error {
 	case len(b.BlockedBy) >= MaxBlocks:
 		return errs.New(errs.Invalid, "bead %s has %d blockers, the most it may have", b.ID, MaxBlocks)
 	}
-	if path := t.dependsOn(on, b.ID); path != nil {
-		return errs.New(errs.Conflict, "that would be a cycle: %s", strings.Join(append(path, b.ID), " is blocked by "))
+	if chain := t.dependsOn(on, b.ID); chain != nil {
+		return errs.New(errs.Conflict, "that would be a cycle: %s is blocked by %s", b.ID, strings.Join(chain, " is blocked by "))
 	}
 	t.edit(b, now, func() { b.BlockedBy = append(slices.Clone(b.BlockedBy), on.ID) })
 	t.linkBlockers(b)
