@@ -232,10 +232,26 @@ func (a *App) wire() error {
 		AdminToken: token,
 		Metrics:    a.hall.Metrics(),
 		TLSCert:    a.cfg.TLSCert, TLSKey: a.cfg.TLSKey,
-		Git: a.gitHandler,
-		Log: a.log,
+		Git:   a.gitHandler,
+		Ready: a.loopRuns,
+		Log:   a.log,
 	})
 	return err
+}
+
+// maxLoopLate is how late the loop that watches alarms may be before the server
+// calls itself not ready.
+const maxLoopLate = time.Minute
+
+// loopRuns says whether the loop that watches alarms runs. While a step of it is
+// under way it has no next time.
+func (a *App) loopRuns(context.Context) error {
+	if next := a.hall.Next(); !next.IsZero() {
+		if late := time.Since(next); late > maxLoopLate {
+			return errs.New(errs.Unavailable, "the loop that watches alarms is %s late", late.Round(time.Second))
+		}
+	}
+	return nil
 }
 
 // runner is what runs inside every sandbox.
