@@ -37,6 +37,16 @@ func (t *Town) findBead(id string) (*Bead, error) {
 	return nil, noBead(id)
 }
 
+// asked returns who asks and the bead that is asked about.
+func (t *Town) asked(by, id string) (string, *Bead, error) {
+	by, err := person(by)
+	if err != nil {
+		return "", nil, err
+	}
+	b, err := t.findBead(id)
+	return by, b, err
+}
+
 func (t *Town) createBead(now Time, in CreateBead) error {
 	by, err := person(in.By)
 	if err != nil {
@@ -117,11 +127,7 @@ func checkFields(title, body string, priority int, labels []string) error {
 }
 
 func (t *Town) slingBead(now Time, in SlingBead) error {
-	by, err := person(in.By)
-	if err != nil {
-		return err
-	}
-	b, err := t.findBead(in.Bead)
+	by, b, err := t.asked(in.By, in.Bead)
 	if err != nil {
 		return err
 	}
@@ -137,11 +143,7 @@ func (t *Town) slingBead(now Time, in SlingBead) error {
 }
 
 func (t *Town) editBead(now Time, in EditBead) error {
-	by, err := person(in.By)
-	if err != nil {
-		return err
-	}
-	b, err := t.findBead(in.Bead)
+	by, b, err := t.asked(in.By, in.Bead)
 	if err != nil {
 		return err
 	}
@@ -174,11 +176,7 @@ func (t *Town) editBead(now Time, in EditBead) error {
 }
 
 func (t *Town) dependBead(now Time, in DependBead) error {
-	by, err := person(in.By)
-	if err != nil {
-		return err
-	}
-	b, err := t.findBead(in.Bead)
+	by, b, err := t.asked(in.By, in.Bead)
 	if err != nil {
 		return err
 	}
@@ -250,11 +248,7 @@ func landing(b *Bead) error {
 }
 
 func (t *Town) closeByPerson(now Time, in CloseBead) error {
-	by, err := person(in.By)
-	if err != nil {
-		return err
-	}
-	b, err := t.findBead(in.Bead)
+	by, b, err := t.asked(in.By, in.Bead)
 	if err != nil {
 		return err
 	}
@@ -304,11 +298,7 @@ func closeText(p Proof) string {
 func short(commit string) string { return commit[:min(len(commit), 10)] }
 
 func (t *Town) cancelBead(now Time, in CancelBead) error {
-	by, err := person(in.By)
-	if err != nil {
-		return err
-	}
-	b, err := t.findBead(in.Bead)
+	by, b, err := t.asked(in.By, in.Bead)
 	if err != nil {
 		return err
 	}
@@ -332,11 +322,7 @@ func (t *Town) dropBead(b *Bead, now Time, by, reason string) {
 }
 
 func (t *Town) reopenBead(now Time, in ReopenBead) error {
-	by, err := person(in.By)
-	if err != nil {
-		return err
-	}
-	b, err := t.findBead(in.Bead)
+	by, b, err := t.asked(in.By, in.Bead)
 	if err != nil {
 		return err
 	}
@@ -369,11 +355,7 @@ func (t *Town) reopenBead(now Time, in ReopenBead) error {
 }
 
 func (t *Town) nudgeBead(now Time, in NudgeBead) error {
-	by, err := person(in.By)
-	if err != nil {
-		return err
-	}
-	b, err := t.findBead(in.Bead)
+	by, b, err := t.asked(in.By, in.Bead)
 	if err != nil {
 		return err
 	}
