@@ -35,11 +35,15 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup:               setupScript,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"ready":  waitReady,
-			"until":  untilPrinted,
-			"signal": signalServer,
-			"mkrepo": makeScriptRepo,
-			"json":   checkJSON,
+			"ready":   waitReady,
+			"until":   untilPrinted,
+			"signal":  signalServer,
+			"mkrepo":  makeScriptRepo,
+			"json":    checkJSON,
+			"hook":    serveHook,
+			"refused": wantRefused,
+			"titles":  badTitles,
+			"files":   townFiles,
 		},
 	})
 }
@@ -134,8 +138,7 @@ func signalServer(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Check(syscall.Kill(loc.PID, sig))
 	pollScript(ts, "the end of the server", func() bool {
-		// The store's lock is free when the process is gone, reaped or not.
-		return ts.Exec("gastown", "town", "list") != nil
+		return errors.Is(syscall.Kill(loc.PID, 0), syscall.ESRCH)
 	})
 }
 
