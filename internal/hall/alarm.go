@@ -13,11 +13,17 @@ import (
 )
 
 const (
-	loopMax    = 10 * time.Second // longest pause of the loop
-	loopGap    = 15 * time.Second // the loop ran so much later than it meant to: nobody listened
-	loopRetry  = time.Second      // after the store failed
-	idleSlices = 64
+	loopMax   = 10 * time.Second // longest pause of the loop
+	loopGap   = 15 * time.Second // at most; the loop ran so much later than it meant to: nobody listened
+	loopRetry = time.Second      // after the store failed
 )
+
+// wanted is a town to tick. stored is its head as an idle look read it, when it
+// contradicts itself: a copy in memory doesn't know of a row damaged by hand.
+type wanted struct {
+	id     string
+	stored *store.Head
+}
 
 // alarm is the loop that brings time to towns.
 type alarm struct {
@@ -26,15 +32,15 @@ type alarm struct {
 
 	mu      sync.Mutex // guards all below
 	next    time.Time  // when the loop means to run again; zero while it runs
-	queue   []string   // towns to tick that need no claim
+	queue   []wanted   // towns to tick that need no claim
 	queued  map[string]bool
 	ticks   int  // under way
 	boot    bool // running towns were not looked at since the last silence
 	ran     time.Time
-	slice   int
-	sliceAt time.Time
+	idle    idleLooks
 	sweepAt time.Time
 	sweep   sweep
+	house   house
 
 	over    bool               // Stop was called: Start does nothing
 	cancel  context.CancelFunc // of the loop, nil before Start
@@ -138,6 +144,7 @@ func (h *Hall) Step(ctx context.Context) time.Time {
 		h.cfg.Log.Warn("idle towns could not be looked at", "err", err)
 	}
 	a.maybeSweep(now)
+	a.maybeKeepHouse(now)
 	due, err := a.dispatch(ctx, now)
 	if err != nil && ctx.Err() == nil {
 		h.cfg.Log.Warn("due towns could not be claimed", "err", err)
@@ -156,12 +163,17 @@ func (a *alarm) begin(now time.Time) {
 }
 
 // notice sees that nobody listened for a while: the loop is much later than it
-// meant to be. Inputs ask too, because one may be handled before the loop runs.
+// meant to be, or its step takes very long. Inputs ask too, because one may be
+// handled before the loop runs.
 func (a *alarm) notice(now time.Time) {
 	a.mu.Lock()
-	gap := !a.next.IsZero() && now.Sub(a.next) > loopGap
+	meant := &a.next
+	if meant.IsZero() {
+		meant = &a.ran // a step is under way
+	}
+	gap := !meant.IsZero() && now.Sub(*meant) > a.h.silenceFor()
 	if gap {
-		a.boot, a.next = true, now
+		a.boot, *meant = true, now
 	}
 	a.mu.Unlock()
 	if gap {
@@ -172,11 +184,24 @@ func (a *alarm) notice(now time.Time) {
 	}
 }
 
+// silenceFor is how late the loop must be for silence to prove nothing. It is
+// well below the shortest lease that the server's settings give.
+func (h *Hall) silenceFor() time.Duration {
+	if v, ok := h.cfg.Server["lease"]; ok && town.CheckSetting(town.LevelServer, "lease", v) == nil {
+		if d, err := time.ParseDuration(v); err == nil {
+			return min(loopGap, d/3)
+		}
+	}
+	return loopGap
+}
+
 // end says when to run again. What was queued while the step ran is seen too.
 func (a *alarm) end(next time.Time) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	next = earliest(next, earliest(a.sliceAt, a.sweepAt))
+	for _, t := range []time.Time{a.idle.sliceAt, a.idle.ownAt, a.sweepAt, a.house.at} {
+		next = earliest(next, t)
+	}
 	a.next = next
 	if len(a.queue) > 0 && a.ticks < a.h.cfg.MaxTicks {
 		a.next = a.ran
@@ -227,15 +252,15 @@ func (a *alarm) wakeUp(ctx context.Context) error {
 	defer a.mu.Unlock()
 	a.boot = false
 	for _, head := range heads {
-		a.addLocked(head.ID)
+		a.addLocked(wanted{id: head.ID})
 	}
 	return nil
 }
 
-func (a *alarm) addLocked(id string) {
-	if !a.queued[id] {
-		a.queued[id] = true
-		a.queue = append(a.queue, id)
+func (a *alarm) addLocked(w wanted) {
+	if !a.queued[w.id] {
+		a.queued[w.id] = true
+		a.queue = append(a.queue, w)
 	}
 }
 
@@ -246,16 +271,16 @@ func (a *alarm) dispatch(ctx context.Context, now time.Time) (time.Time, error) 
 	a.mu.Lock()
 	free := h.cfg.MaxTicks - a.ticks
 	n := min(max(free, 0), len(a.queue))
-	ids := slices.Clone(a.queue[:n])
+	first := slices.Clone(a.queue[:n])
 	a.queue = slices.Delete(a.queue, 0, n)
-	for _, id := range ids {
-		delete(a.queued, id)
+	for _, w := range first {
+		delete(a.queued, w.id)
 	}
 	a.ticks += n
 	free -= n
 	a.mu.Unlock()
-	for _, id := range ids {
-		a.start(id, 0)
+	for _, w := range first {
+		a.start(w, 0)
 	}
 	if free <= 0 {
 		return time.Time{}, nil // a tick that ends wakes the loop
@@ -278,14 +303,14 @@ func (a *alarm) dispatch(ctx context.Context, now time.Time) (time.Time, error) 
 	a.mu.Unlock()
 	h.metrics.Claimed.Add(int64(len(heads)))
 	for _, head := range heads {
-		h.metrics.late(at - head.DueAt)
-		a.start(head.ID, until)
+		h.metrics.wasLate(at - head.DueAt)
+		a.start(wanted{id: head.ID}, until)
 	}
 	return now.Add(time.Millisecond), nil // there may be more, and the next deadline is not known
 }
 
-func (a *alarm) start(id string, due int64) {
-	if !a.h.spawn(func() { a.h.tick(id, due); a.ended() }) {
+func (a *alarm) start(w wanted, due int64) {
+	if !a.h.spawn(func() { a.h.tick(w, due); a.ended() }) {
 		a.ended()
 	}
 }
@@ -303,11 +328,11 @@ func (a *alarm) ended() {
 }
 
 // tick lets time act on one town.
-func (h *Hall) tick(id string, due int64) {
+func (h *Hall) tick(w wanted, due int64) {
 	h.metrics.Ticks.Add(1)
 	// A failure is recorded with the town, or its claim runs out and it is tried again.
-	if err := h.submit(h.background, id, &request{in: town.Tick{}, due: due, own: true}); err != nil {
-		h.cfg.Log.Debug("a tick failed", "town", id, "err", err)
+	if err := h.submit(h.background, w.id, &request{in: town.Tick{}, due: due, stored: w.stored, own: true}); err != nil {
+		h.cfg.Log.Debug("a tick failed", "town", w.id, "err", err)
 	}
 }
 
@@ -342,7 +367,7 @@ func (h *Hall) looks(now time.Time) (next time.Time) {
 		h.leave(e)
 		if todo {
 			h.alarm.mu.Lock()
-			h.alarm.addLocked(e.id)
+			h.alarm.addLocked(wanted{id: e.id})
 			h.alarm.mu.Unlock()
 		}
 	}
@@ -352,44 +377,4 @@ func (h *Hall) looks(now time.Time) (next time.Time) {
 		next = earliest(next, e.lookAt)
 	}
 	return next
-}
-
-// idleLook reads one slice of all towns when its time has come: all slices once
-// per alarm.idle_interval. Towns whose columns contradict each other are ticked.
-func (a *alarm) idleLook(ctx context.Context, now time.Time) error {
-	a.mu.Lock()
-	slice := a.slice
-	wait := !a.sliceAt.IsZero() && now.Before(a.sliceAt)
-	if !wait {
-		a.sliceAt = now.Add(a.h.idleInterval() / idleSlices)
-		a.slice = (slice + 1) % idleSlices
-	}
-	a.mu.Unlock()
-	if wait {
-		return nil
-	}
-	a.h.metrics.IdleReads.Add(1)
-	heads, err := a.h.cfg.Store.IdleSlice(ctx, slice, idleSlices, int64(town.At(now)))
-	if err != nil {
-		return err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, head := range heads {
-		if head.Contradicts() {
-			a.addLocked(head.ID)
-		}
-	}
-	return nil
-}
-
-// idleInterval is the server's alarm.idle_interval.
-func (h *Hall) idleInterval() time.Duration {
-	const key = "alarm.idle_interval"
-	if v, ok := h.cfg.Server[key]; ok && town.CheckSetting(town.LevelServer, key, v) == nil {
-		if d, err := time.ParseDuration(v); err == nil {
-			return d
-		}
-	}
-	return idleLook
 }

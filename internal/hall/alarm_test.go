@@ -115,62 +115,6 @@ func TestTimeActsByItself(t *testing.T) {
 	})
 }
 
-func TestTownsWaitForSlotsInOrder(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		f := newFixture(t, func(c *hall.Config) { c.Limits = store.Limits{MaxAwake: 3, MaxStarting: 2} })
-		var mu sync.Mutex
-		var order []string
-		most := 0
-		f.out.do = func(ctx context.Context, ref hall.TownRef, e town.Effect) (any, error, bool) {
-			mu.Lock()
-			defer mu.Unlock()
-			if _, ok := e.Action.(town.StartSandbox); ok {
-				order = append(order, ref.Name)
-				counts, err := f.store.SlotCounts(ctx)
-				if err != nil {
-					t.Error(err)
-				}
-				most = max(most, counts.Awake+counts.Starting)
-			}
-			return nil, nil, false
-		}
-		f.h.Start(t.Context())
-		defer f.stop()
-		ids := make([]string, 20)
-		for i := range ids {
-			name := fmt.Sprintf("town-%02d", i)
-			ids[i] = f.town(name)
-			f.must(f.h.Do(t.Context(), ids[i], f.bead(ids[i], strings.ReplaceAll(name, "-", ""))))
-			sleep(10 * time.Millisecond)
-		}
-		for range 400 {
-			sleep(time.Second)
-			for _, id := range ids {
-				switch h := f.head(id); h.Sandbox {
-				case "starting":
-					f.hello(id)
-				case "awake":
-					f.must(f.h.Do(t.Context(), id, town.Pause{By: "tester", Now: true}))
-				}
-			}
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		if most > 3 {
-			t.Errorf("%d sandboxes at once", most)
-		}
-		for i, name := range order {
-			if i >= 20 || name != fmt.Sprintf("town-%02d", i) {
-				t.Fatalf("started in the order %v", order)
-			}
-		}
-		if len(order) != 20 {
-			t.Fatalf("only %d of 20 started", len(order))
-		}
-	})
-}
-
 func TestSilenceCountsOnlyWhileSomeoneListened(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -18,6 +18,8 @@ type copyOf struct {
 	t    *town.Town
 	head store.Head
 	rigs map[string]string // the index as stored: rig -> prefix
+
+	renewals int64 // of the sandbox's token, as far as they were counted
 }
 
 // ref names the town for performers.
@@ -46,6 +48,7 @@ func (h *Hall) load(ctx context.Context, id string) (*copyOf, error) {
 	}); err != nil {
 		return c, &brokenError{err}
 	}
+	c.renewals = c.t.Sandbox().Renewals
 	for _, r := range c.t.Rigs() {
 		c.rigs[r.Name] = r.Prefix
 	}
@@ -63,17 +66,12 @@ func (b *brokenError) Unwrap() error { return b.error }
 // active is the town's alarm.active_interval.
 func (h *Hall) active(t *town.Town) time.Duration {
 	const key = "alarm.active_interval"
-	for _, try := range []struct {
-		level town.Level
-		from  town.Settings
-	}{{town.LevelTown, t.Info().Settings}, {town.LevelServer, h.cfg.Server}} {
-		if v, ok := try.from[key]; ok && town.CheckSetting(try.level, key, v) == nil {
-			if d, err := time.ParseDuration(v); err == nil {
-				return d
-			}
+	if v, ok := t.Info().Settings[key]; ok && town.CheckSetting(town.LevelTown, key, v) == nil {
+		if d, err := time.ParseDuration(v); err == nil {
+			return d
 		}
 	}
-	return activeLook
+	return h.serverDuration(key)
 }
 
 // columnsOf says what the store shall know of the town now.
@@ -85,12 +83,17 @@ func (h *Hall) columnsOf(t *town.Town, now time.Time) store.Columns {
 		// is not done by repeating at once.
 		c.DueAt = at + overdueAgain.Milliseconds()
 	}
+	within := func(d time.Duration) {
+		if latest := at + d.Milliseconds(); c.DueAt == 0 || c.DueAt > latest {
+			c.DueAt = latest
+		}
+	}
+	if town.SandboxState(c.Sandbox).Running() {
+		within(runningLook) // if this process dies, another one sees to it by then
+	}
 	for _, cl := range t.Claims() {
 		if int64(cl.Until) > at {
-			soon := at + h.active(t).Milliseconds()
-			if c.DueAt == 0 || c.DueAt > soon {
-				c.DueAt = soon
-			}
+			within(min(h.active(t), activeLook)) // and to work under way even sooner
 			break
 		}
 	}

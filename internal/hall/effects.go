@@ -126,8 +126,8 @@ func (h *Hall) admit(ctx context.Context, id string) (town.Admitted, error) {
 	return town.Admitted{Granted: a.Granted, Position: a.Position}, err
 }
 
-// pokeWaiting lets towns that wait for a slot look whether it is time to ask
-// again, now that one may have become free. Only so many are poked as could get
+// pokeWaiting lets towns that wait for a slot ask again at once, now that one
+// may have become free. Only so many are poked as could get
 // one; the others keep their place.
 func (h *Hall) pokeWaiting() {
 	ctx, cancel := storeCtx(h.background)
@@ -142,7 +142,11 @@ func (h *Hall) pokeWaiting() {
 		return
 	}
 	for _, id := range ids {
-		h.tick(id, 0)
+		// A town that sleeps and left a place in the queue behind gives it back.
+		r := &request{in: town.SlotFree{}, slot: true, own: true}
+		if err := h.submit(h.background, id, r); err != nil {
+			h.cfg.Log.Debug("a waiting town could not be told of a free place", "town", id, "err", err)
+		}
 	}
 }
 
@@ -159,6 +163,7 @@ func (h *Hall) forget(ctx context.Context, e *entry) {
 	}
 	h.mu.Lock()
 	delete(h.heard, e.id)
+	delete(h.metered, e.id)
 	h.mu.Unlock()
 	h.changed(e.id)
 	h.spawn(h.pokeWaiting)

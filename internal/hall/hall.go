@@ -45,7 +45,7 @@ type Config struct {
 	QueueLen  int           // inputs that may wait per town; default 256
 	MaxTicks  int           // alarms handled at once; default 8
 	KeepIdle  time.Duration // how long the copy of an asleep town stays; default 2 s
-	KeepCount int           // how many such copies stay at most; default 32
+	KeepCount int           // how many such copies stay at most; default 128
 	SweepEach time.Duration // how often orphans are looked for; default 3 min
 }
 
@@ -69,7 +69,7 @@ func (c Config) withDefaults() Config {
 	}
 	def(&c.QueueLen, 256)
 	def(&c.MaxTicks, 8)
-	def(&c.KeepCount, 32)
+	def(&c.KeepCount, 128)
 	if c.KeepIdle <= 0 {
 		c.KeepIdle = 2 * time.Second
 	}
@@ -84,8 +84,8 @@ const (
 	maxBatch     = 64                     // inputs that share one commit
 	maxTries     = 16                     // of one batch against newer versions
 	claimFor     = 30 * time.Second       // how long a due town is left to who claimed it
-	activeLook   = 5 * time.Second        // default of alarm.active_interval
-	idleLook     = 5 * time.Minute        // default of alarm.idle_interval
+	activeLook   = 5 * time.Second        // default of alarm.active_interval, and when work is taken up whose process died
+	runningLook  = 30 * time.Second       // a running town's stored deadline is never further away
 	maxBackoff   = 15 * time.Minute       // of a failing town
 	minBackoff   = 2 * time.Second        // of a failing town
 	overdueAgain = time.Second            // between looks at what is overdue but can't be done now
@@ -105,6 +105,7 @@ type Hall struct {
 	trimming bool              // a timer to drop idle copies is armed
 	heard    map[string]int64  // running towns that were told of the latest silence: its number
 	silence  int64             // how many silences there were; the first is before boot
+	metered  map[string]int64  // running towns: their awake time as far as it was counted
 	watchers map[string]map[chan struct{}]struct{}
 	flying   int           // effects and other background work
 	landed   chan struct{} // closed when flying falls to 0 while stopping; nil otherwise
@@ -123,7 +124,7 @@ const (
 
 // New makes a hall. Nothing runs before Start.
 func New(cfg Config) *Hall {
-	h := &Hall{cfg: cfg.withDefaults(), entries: map[string]*entry{}, heard: map[string]int64{}, silence: 1,
+	h := &Hall{cfg: cfg.withDefaults(), entries: map[string]*entry{}, heard: map[string]int64{}, metered: map[string]int64{}, silence: 1,
 		watchers: map[string]map[chan struct{}]struct{}{}}
 	h.background, h.cancel = context.WithCancel(context.Background())
 	h.alarm.init(h)

@@ -487,7 +487,7 @@ func TestASlowTownDoesNotSlowItsNeighbours(t *testing.T) {
 func TestATownLeavesMemoryWhenNothingHappensToIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		f := newFixture(t, nil)
+		f := newFixture(t, func(c *hall.Config) { c.KeepCount = 32 })
 		f.h.Start(t.Context())
 		defer f.stop()
 		for i := range 50 {

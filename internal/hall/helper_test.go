@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"gastown/internal/errs"
 	"gastown/internal/hall"
 	"gastown/internal/store"
 	"gastown/internal/store/storetest"
@@ -207,3 +208,13 @@ func sleep(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
+
+// fetchFails is an outside whose upstreams can't be reached.
+func fetchFails(_ context.Context, _ hall.TownRef, e town.Effect) (any, error, bool) {
+	if _, ok := e.Action.(town.FetchRig); ok {
+		return nil, errs.New(errs.Unavailable, "no answer from upstream"), true
+	}
+	return nil, nil, false
+}
+
+func containsText(s, part string) bool { return strings.Contains(s, part) }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gastown/internal/errs"
+	"gastown/internal/store"
 	"gastown/internal/town"
 )
 
@@ -18,7 +19,9 @@ type request struct {
 	idem    *Idem
 	respond func(*town.Town) (int, []byte) // with idem
 	due     int64                          // the alarm's claim moved the deadline to this; 0: no alarm
+	stored  *store.Head                    // what an alarm found in the town's row; nil: nothing odd
 	slot    bool                           // the town may hold a slot that nobody knows of
+	noSlot  bool                           // the town runs and seems to hold no slot
 
 	own bool // the hall's: not counted against the queue's length
 
@@ -51,6 +54,8 @@ type entry struct {
 	usedAt  time.Time  // guarded by Hall.mu
 	lookAt  time.Time  // next look in memory, zero for none; guarded by Hall.mu
 	wakeAt  time.Time  // when time alone changes something, zero for never; set with lookAt
+
+	holds []string // kinds of the holds of a running town; guarded by Hall.mu
 
 	copy *copyOf // owned by the worker
 }
@@ -141,9 +146,14 @@ func (h *Hall) work(ctx context.Context, e *entry) {
 func (h *Hall) leave(e *entry) {
 	now := h.now()
 	var look, wake time.Time
+	var seen sight
 	running := false
 	if e.copy != nil {
-		if err := guard(func() error { look, wake = h.nextLook(e.copy.t, now); return nil }); err != nil {
+		if err := guard(func() error {
+			look, wake = h.nextLook(e.copy.t, now)
+			seen = sightOf(e.copy, now)
+			return nil
+		}); err != nil {
 			h.cfg.Log.Error("the rules of a town broke", "town", e.id, "err", err)
 			e.copy = nil
 		} else {
@@ -152,6 +162,7 @@ func (h *Hall) leave(e *entry) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.seeLocked(e, seen)
 	if len(e.queue) > 0 {
 		h.cfg.Exec.Go(func() { h.work(h.background, e) })
 		return

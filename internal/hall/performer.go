@@ -30,6 +30,7 @@ type Hub interface {
 	PushBranch(ctx context.Context, id hub.ID, r hub.Remote, branch, commit string) error
 	Contains(ctx context.Context, id hub.ID, r hub.Remote, commit string) (tip string, in bool, err error)
 	DropBead(ctx context.Context, id hub.ID, bead string, branches ...string) error
+	Maintain(ctx context.Context, id hub.ID) error
 	RemoveRig(ctx context.Context, id hub.ID) error
 	RemoveTown(ctx context.Context, town string) error
 	List() ([]hub.ID, error)

@@ -169,20 +169,34 @@ func (h *Hall) townsWith(ctx context.Context, rig string) (map[string]bool, erro
 	return towns, err
 }
 
-// sweepSlots frees slots of towns that are asleep: a grant that arrived after
-// the town had stopped wanting it, and a crash before that was seen.
+// sweepSlots frees slots of towns that are asleep (a grant that arrived after
+// the town had stopped wanting it, and a crash before that was seen), and gives
+// slots to sandboxes that run without one.
 func (h *Hall) sweepSlots(ctx context.Context, l *look) error {
 	slots, err := h.cfg.Store.Slots(ctx)
 	if err != nil {
 		return err
 	}
+	has := map[string]bool{}
 	for _, s := range slots {
+		has[s.Town] = s.State != store.SlotWaiting
 		head, err := h.cfg.Store.Head(ctx, s.Town)
 		if err != nil && !errs.Is(err, errs.NotFound) {
 			return err
 		}
 		if err == nil && head.Sandbox == store.Asleep && l.suspect("slot "+s.Town, secondLook) {
 			if err := h.submit(ctx, s.Town, &request{slot: true, own: true}); err != nil {
+				return err
+			}
+		}
+	}
+	running, err := h.cfg.Store.AwakeTowns(ctx)
+	if err != nil {
+		return err
+	}
+	for _, head := range running {
+		if town.SandboxState(head.Sandbox).Running() && !has[head.ID] && l.suspect("no slot "+head.ID, secondLook) {
+			if err := h.submit(ctx, head.ID, &request{noSlot: true, own: true}); err != nil {
 				return err
 			}
 		}

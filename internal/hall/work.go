@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"gastown/internal/errs"
@@ -83,6 +84,9 @@ type turn struct {
 func (h *Hall) attempt(ctx context.Context, e *entry, batch []*request) verdict {
 	tn := &turn{h: h, ctx: ctx, e: e, refused: map[*request]error{}}
 	if e.copy == nil {
+		if slices.ContainsFunc(batch, func(r *request) bool { _, tick := r.in.(town.Tick); return tick }) {
+			h.metrics.TickLoads.Add(1)
+		}
 		c, err := h.load(ctx, e.id)
 		if err != nil {
 			h.loadFailed(ctx, c, err, alarmed(batch))
@@ -196,9 +200,24 @@ func (tn *turn) change() verdict {
 	if err != nil {
 		return tn.notCommitted(com, err)
 	}
+	tn.count(com)
 	tn.c.committed(com, version)
 	tn.done(com)
 	return answered
+}
+
+// count notes what a commit means, before the copy takes its columns.
+func (tn *turn) count(com store.Commit) {
+	m, was, sb := &tn.h.metrics, tn.c.head.Columns, tn.c.t.Sandbox()
+	if com.Columns.Generation > was.Generation {
+		hold, _, _ := strings.Cut(sb.StartHold, " ")
+		m.started(hold)
+	}
+	m.Renewals.Add(sb.Renewals - tn.c.renewals)
+	tn.c.renewals = sb.Renewals
+	if com.Columns.IdleMS != was.IdleMS {
+		tn.h.alarm.ownChanged(tn.now, com.Columns.IdleMS)
+	}
 }
 
 // done follows a commit: replies first, then everything that it sets in motion.
@@ -236,12 +255,15 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 	at := int64(town.At(tn.now))
 	var idem []store.Idem
 	tn.ticks = true
-	slotAsked := false
+	slotAsked, noSlot := false, false
 	for _, r := range tn.ask {
 		if r.due != 0 {
 			c.head.DueAt = r.due
 		}
-		slotAsked = slotAsked || r.slot
+		if r.stored != nil && r.stored.Version == c.head.Version {
+			c.head.Columns = r.stored.Columns // so that what differs is written
+		}
+		slotAsked, noSlot = slotAsked || r.slot, noSlot || r.noSlot
 		if _, tick := r.in.(town.Tick); !tick {
 			tn.ticks = false
 		}
@@ -269,8 +291,12 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 	if slotAsked && com.Columns.Sandbox == store.Asleep {
 		com.Slot = store.SlotRelease
 	}
+	if noSlot && com.Slot == store.SlotKeep && town.SandboxState(com.Columns.Sandbox).Running() {
+		com.Slot = store.SlotAwake
+	}
 	dirty = len(rows)+len(entries)+len(idem) > 0 || com.Slot != store.SlotKeep || com.Columns != c.head.Columns
-	if dirty && tn.ticks && onlyDue(com, c.head.Columns) && (c.running() || h.busy(tn.e)) {
+	soon := tn.ticks || c.head.DueAt <= com.Columns.DueAt
+	if dirty && soon && onlyDue(com, c.head.Columns) && (c.running() || h.busy(tn.e)) {
 		dirty = false // it is looked at in memory until then; c.head says what is stored
 	}
 	return dirty, com, nil
@@ -373,6 +399,7 @@ func (tn *turn) unknown(com store.Commit, cause error) verdict {
 	ctx, cancel := storeCtx(tn.ctx)
 	defer cancel()
 	if known, err := h.cfg.Store.CommitKnown(ctx, com.Town, com.CommitID); err == nil && known {
+		tn.count(com)
 		tn.c.committed(com, com.Expect+1)
 		tn.done(com)
 		return answered

@@ -250,6 +250,10 @@ func (h *mortalHub) DropBead(context.Context, hub.ID, string, ...string) error {
 	return act(h.p, "cleanup", func() error { return nil })
 }
 
+func (h *mortalHub) Maintain(context.Context, hub.ID) error {
+	return act(h.p, "maintain", func() error { return nil })
+}
+
 func (h *mortalHub) RemoveRig(_ context.Context, id hub.ID) error {
 	return act(h.p, "remove rig", func() error { h.p.w.hub.removed(id); return nil })
 }

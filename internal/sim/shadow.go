@@ -27,7 +27,6 @@ type shadowTown struct {
 	undone  map[string]bool // beads that a person reopened
 	columns store.Columns
 	claims  map[int64]*claim // ever committed, by id
-	broken  bool             // the sandbox's breaker exists
 }
 
 type claim struct {
@@ -55,10 +54,6 @@ func (s *shadow) commit(c store.Commit) {
 			decode(t.runs, r)
 		case "rig":
 			decode(t.rigs, r)
-		case "breaker":
-			if r.ID == "sandbox" {
-				t.broken = r.Body != nil
-			}
 		case "claim":
 			s.claim(t, r)
 		case "town":
@@ -140,7 +135,7 @@ func (s *shadow) checkCommit(t *shadowTown, c store.Commit) {
 	if len(t.runs) > 16 {
 		s.w.violate("%d runs in %s", len(t.runs), t.name)
 	}
-	if c.Columns.Sandbox == "awake" && !c.Columns.Wanted && !t.broken {
+	if c.Columns.Sandbox == "awake" && !c.Columns.Wanted {
 		s.w.violate("the sandbox of %s was left awake without a hold or a grace", t.name)
 	}
 	if c.Columns.Contradicts() {

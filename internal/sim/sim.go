@@ -50,7 +50,7 @@ type Report struct {
 const (
 	maxViolations = 20
 	maxAwakeShare = 3              // a third of the towns may be awake at once
-	rest          = 20 * time.Hour // without faults and new work, until everything must have ended
+	rest          = 30 * time.Hour // without faults and new work, until everything must have ended, and what is kept for a day is gone
 	quiet         = time.Hour      // of which nothing may be written
 )
 

@@ -12,7 +12,9 @@ import (
 const (
 	headColumns = `id, name, owner, version, commit_id, created_at, ledger_seq,
  due_at, desired_rev, sandbox, generation, wanted, open, failing, status, idle_ms`
-	selectHead  = `SELECT ` + headColumns + ` FROM towns WHERE id = ?`
+	selectHead = `SELECT ` + headColumns + ` FROM towns WHERE id = ?`
+	// contradicts must be the condition of an index to the letter, or it is not used.
+	contradicts = `due_at IS NULL AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting' OR waits <> 0)`
 	selectSlots = `SELECT town, state, since, seen, at FROM slots`
 )
 
@@ -168,7 +170,7 @@ func (s *SQLite) IdleSlice(ctx context.Context, slice, slices int, now int64) ([
 	return s.heads(ctx, `SELECT `+headColumns+` FROM towns
  WHERE due_at IS NOT NULL AND due_at <= ? AND hash >= ? AND hash < ? AND idle_ms = 0
  UNION ALL SELECT `+headColumns+` FROM towns
- WHERE due_at IS NULL AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting')
+ WHERE `+contradicts+`
  AND hash >= ? AND hash < ? AND idle_ms = 0 ORDER BY id`, now, lo, hi, lo, hi)
 }
 
@@ -185,7 +187,7 @@ func (s *SQLite) IdleOwn(ctx context.Context, from, to int64) (found []Head, lea
 		return l.each(ctx, func(v []driver.Value) { found = append(found, headOf(v)) }, `SELECT `+headColumns+` FROM towns
  WHERE due_at IS NOT NULL AND due_at <= ?`+beat+`
  UNION ALL SELECT `+headColumns+` FROM towns
- WHERE due_at IS NULL AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting')`+beat+`
+ WHERE `+contradicts+beat+`
  ORDER BY id`, to, to, from, to, from)
 	})
 	if err != nil {

@@ -54,7 +54,8 @@ type Columns struct {
 }
 
 // Contradicts reports columns that no healthy town has: something is left to do
-// but no deadline will bring anyone to do it. IdleSlice returns such towns.
+// but no deadline will bring anyone to do it. IdleSlice and IdleOwn return such
+// towns, and those whose deadline was wiped by hand.
 func (c Columns) Contradicts() bool {
 	return c.DueAt == 0 && (c.Sandbox != Asleep || c.Wanted || c.Failing != "" || c.Status == Deleting)
 }

@@ -9,10 +9,11 @@ import (
 
 const (
 	insertTown = `INSERT INTO towns (id, name, owner, version, commit_id, created_at, ledger_seq, hash,
- due_at, desired_rev, sandbox, generation, wanted, open, failing, status, idle_ms) VALUES (?,?,?,1,?,?,?,?,?,?,?,?,?,?,?,?,?)`
+ due_at, desired_rev, sandbox, generation, wanted, open, failing, status, idle_ms, waits)
+ VALUES (?,?,?,1,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`
 	// The ledger condition makes a gap miss like a version does.
 	updateTown = `UPDATE towns SET version = version + 1, commit_id = ?, ledger_seq = ledger_seq + ?,
- due_at = ?, desired_rev = ?, sandbox = ?, generation = ?, wanted = ?, open = ?, failing = ?, status = ?, idle_ms = ?
+ due_at = ?, desired_rev = ?, sandbox = ?, generation = ?, wanted = ?, open = ?, failing = ?, status = ?, idle_ms = ?, waits = ?
  WHERE id = ? AND version = ? AND (? = 0 OR ledger_seq = ?)`
 	upsertRow = `INSERT INTO town_rows (town, kind, id, version, body) VALUES (?,?,?,?,?)
  ON CONFLICT (town, kind, id) DO UPDATE SET version = excluded.version, body = excluded.body`
@@ -49,7 +50,7 @@ func (s *SQLite) CreateTown(ctx context.Context, h Head, rows []Row, ledger []En
 	}
 	return s.w.do(ctx, sizeOf(rows, ledger), func(t *tx) error {
 		_, err := t.do(insertTown, h.ID, h.Name, h.Owner, h.CommitID, h.CreatedAt, len(ledger), HashOf(h.ID),
-			orNull(h.DueAt), h.DesiredRev, h.Sandbox, h.Generation, h.Wanted, h.Open, h.Failing, h.Status, h.IdleMS)
+			orNull(h.DueAt), h.DesiredRev, h.Sandbox, h.Generation, h.Wanted, h.Open, h.Failing, h.Status, h.IdleMS, h.DueAt != 0)
 		if code(err) == codeConstraint {
 			return ErrNameTaken(h.Name)
 		}
@@ -102,7 +103,7 @@ func (t *tx) commitTown(c *Commit) error {
 	}
 	k := c.Columns
 	n, err := t.do(updateTown, c.CommitID, len(c.Ledger), orNull(k.DueAt), k.DesiredRev, k.Sandbox, k.Generation,
-		k.Wanted, k.Open, k.Failing, k.Status, k.IdleMS, c.Town, c.Expect, len(c.Ledger), last)
+		k.Wanted, k.Open, k.Failing, k.Status, k.IdleMS, k.DueAt != 0, c.Town, c.Expect, len(c.Ledger), last)
 	if err != nil {
 		return err
 	}

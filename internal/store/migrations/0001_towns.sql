@@ -16,14 +16,16 @@ CREATE TABLE towns (
   open BIGINT NOT NULL,
   failing TEXT NOT NULL,
   status TEXT NOT NULL,
-  idle_ms BIGINT NOT NULL
+  idle_ms BIGINT NOT NULL,
+  waits BIGINT NOT NULL
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX towns_name ON towns (name);
 CREATE INDEX towns_due ON towns (due_at, id) WHERE due_at IS NOT NULL;
 CREATE INDEX towns_awake ON towns (id) WHERE sandbox <> 'asleep';
 -- Columns.Contradicts, in SQL: something is left to do but no deadline brings anyone.
+-- waits says that the last commit set a deadline: one that was wiped is missed.
 CREATE INDEX towns_contradict ON towns (hash) WHERE due_at IS NULL
-  AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting');
+  AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting' OR waits <> 0);
 -- Towns with an idle interval of their own.
 CREATE INDEX towns_own ON towns (idle_ms) WHERE idle_ms > 0;
 
