@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -32,9 +33,32 @@ func processUsage(pid int) (u usage, ok bool, err error) {
 		return u, true, errors.Join(err, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(f)))
 	}
 	u.cpu = float64(number(f[11])+number(f[12])) / clockTick
+	u.cpu = max(u.cpu, onCPU(pid))
 	u.rss = number(field(read("status"), "VmRSS:")) << 10
 	u.wrote = number(field(read("io"), "write_bytes:"))
 	return u, true, err
+}
+
+// onCPU is the time that the threads of a process ran, in seconds, to the
+// nanosecond: an idle server runs for less than a tick at a time, which the
+// ticks of /proc/pid/stat do not see. 0 where the kernel does not say.
+func onCPU(pid int) float64 {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil {
+		return 0
+	}
+	var sum float64
+	for _, path := range threads {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // the thread ended
+		}
+		first, _, _ := strings.Cut(string(text), " ")
+		if ns, err := strconv.ParseInt(first, 10, 64); err == nil {
+			sum += float64(ns) / 1e9
+		}
+	}
+	return sum
 }
 
 // field returns the first word after a name at the begin of a line.
