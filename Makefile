@@ -9,6 +9,8 @@ FUZZTIME ?= 30s
 # What "make bench" runs, as a regular expression, and where.
 BENCH    ?= .
 BENCHPKG ?= ./...
+# Flags for the measurement of a real server, which follows when all benchmarks run.
+LOAD     ?=
 
 OPENCODE = $(CURDIR)/build/agents/node_modules/.bin/opencode
 
@@ -42,8 +44,9 @@ build/agents/.installed: tools/agents/package.json tools/agents/package-lock.jso
 lint: ## check format, code and layout
 	tools/lint
 
-bench: ## run the benchmarks
+bench: ## run the benchmarks, then measure a real server; a table compares with the targets
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(BENCHPKG)
+	$(if $(filter .,$(BENCH)),go run ./cmd/gastown-lab load all $(LOAD))
 
 fuzz: ## fuzz each parser for FUZZTIME
 	tools/fuzz '$(FUZZTIME)'
