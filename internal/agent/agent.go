@@ -259,7 +259,7 @@ func (a *Agent) Err() error {
 	if a.cause == nil {
 		return nil
 	}
-	e := errs.New(errs.Unavailable, "agent %s: %s", a.spec.Preset.Name, a.cause)
+	e := &errs.Error{Kind: errs.Unavailable, Message: "agent " + a.spec.Preset.Name, Err: a.cause}
 	if tail := a.tail.String(); tail != "" {
 		e = e.WithHint("its stderr ends: %s", tail)
 	}

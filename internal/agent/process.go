@@ -155,6 +155,9 @@ func exitProblem(werr error, st *os.ProcessState) error {
 	if werr != nil && !errors.As(werr, &ee) {
 		return werr
 	}
+	if ee != nil {
+		return fmt.Errorf("the agent ended by itself: %w", ee)
+	}
 	return fmt.Errorf("the agent ended by itself: %s", st)
 }
 

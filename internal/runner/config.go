@@ -42,6 +42,7 @@ type Timing struct {
 	Poll         time.Duration // of one long poll, above the server's 30 s; default 45 s
 	BackoffMin   time.Duration // default 100 ms
 	BackoffMax   time.Duration // default 5 s
+	Answer       time.Duration // how long a tool asks the server again that does not answer; default 40 s
 	VerdictGrace time.Duration // for a turn to end after an accepted verdict; default 10 s
 	StopGrace    time.Duration // between SIGTERM and SIGKILL; default 2 s
 	Shutdown     time.Duration // for everything after SIGTERM to the runner; default 8 s
@@ -55,7 +56,7 @@ func (t Timing) withDefaults() Timing {
 	}{
 		{&t.LockWait, 20 * time.Second}, {&t.Contact, 10 * time.Minute}, {&t.Poll, 45 * time.Second},
 		{&t.BackoffMin, 100 * time.Millisecond}, {&t.BackoffMax, 5 * time.Second},
-		{&t.VerdictGrace, 10 * time.Second}, {&t.StopGrace, 2 * time.Second},
+		{&t.Answer, 40 * time.Second}, {&t.VerdictGrace, 10 * time.Second}, {&t.StopGrace, 2 * time.Second},
 		{&t.Shutdown, 8 * time.Second}, {&t.Flush, 100 * time.Millisecond},
 	} {
 		if *f.d <= 0 {

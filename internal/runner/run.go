@@ -72,10 +72,11 @@ type run struct {
 	saves   context.Context // ends when a checkpoint is of no more use
 	noSaves context.CancelFunc
 
-	life      atomic.Int64 // last sign of life, UTC milliseconds
-	output    atomic.Bool  // the model (or an agent without one) ever said something
-	lastModel atomic.Int32 // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
-	saving    atomic.Bool  // a checkpoint of the ticker is on its way
+	life       atomic.Int64 // last sign of life, UTC milliseconds
+	output     atomic.Bool  // the model (or an agent without one) ever said something
+	unanswered atomic.Bool  // the agent's latest call of a tool got no answer from the server
+	lastModel  atomic.Int32 // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
+	saving     atomic.Bool  // a checkpoint of the ticker is on its way
 
 	verdictMu sync.Mutex // one verdict at a time; guards calls
 	calls     int        // verdicts that the server refused

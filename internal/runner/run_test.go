@@ -113,7 +113,7 @@ func TestAnAgentThatCrashesInMidTurnIsChargedToTheWork(t *testing.T) {
 	}
 }
 
-func TestAnAgentThatIsKilledInMidTurnIsChargedToTheWork(t *testing.T) {
+func TestAnAgentThatIsKilledInMidTurnIsNotChargedToTheWork(t *testing.T) {
 	t.Parallel()
 	f := newTown(t)
 	f.body = "```sh end=hang\necho half > x; mv x half.txt\n```\n"
@@ -125,11 +125,50 @@ func TestAnAgentThatIsKilledInMidTurnIsChargedToTheWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := f.awaitReport(town.ReportEnded, 0)
-	if e.Outcome != town.OutcomeFailed || e.Class != town.ClassWork || !strings.Contains(e.Reason, "killed") {
+	if e.Outcome != town.OutcomeFailed || e.Class != town.ClassInfra || e.Subject != town.SubjectKilled || !strings.Contains(e.Reason, "killed") {
 		t.Errorf("ended: %+v", e)
 	}
 	if cp := f.awaitReport(town.ReportCheckpoint, 0); f.must(f.dir, "show", cp.Commit+":half.txt") != "half" {
 		t.Error("the work of the dead agent was not saved")
+	}
+}
+
+func TestAServerThatIsAwayWhenAnAgentIsDoneCostsNoTurn(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh\necho x > x; mv x half.txt\nwhile [ ! -e go.txt ]; do sleep 0.02; done\nrm go.txt\n```\n"
+	f.addRun(func(d *town.DesiredRun) { d.TurnNudges = 0 })
+	f.begin(nil)
+	f.awaitFile("half.txt")
+	f.change(func() { f.down, f.calls = true, nil })
+	if err := os.WriteFile(filepath.Join(f.disk, "work", "app", theBead, "go.txt"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.await("pushes in vain", func() bool {
+		n := 0
+		for _, c := range f.calls {
+			if strings.HasPrefix(c, "GET "+wire.PathGit) {
+				n++
+			}
+		}
+		return n >= 2
+	})
+	f.change(func() { f.down = false })
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestAnAgentThatGetsNoAnswerIsNotChargedToTheWork(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=no_change\ntrue\n```\n"
+	f.onVerdict = func(wire.VerdictRequest) error { return errs.New(errs.Unavailable, "the disk is full") }
+	f.addRun(func(d *town.DesiredRun) { d.TurnNudges = 1 })
+	f.begin(func(c *Config) { c.Timing.Answer = 20 * time.Millisecond })
+	e := f.awaitReport(town.ReportEnded, 0)
+	if e.Outcome != town.OutcomeExited || e.Class != town.ClassInfra || e.Subject != "rig/app" || !strings.Contains(e.Reason, "after 2 turns") {
+		t.Errorf("ended: %+v", e)
 	}
 }
 

@@ -2,8 +2,11 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"gastown/internal/agent"
@@ -141,8 +144,23 @@ func (t *talk) died() *ending {
 		e := t.n.agentFailed("before the model said anything: " + reason)
 		return &e
 	}
-	return &ending{how: endNow, outcome: town.OutcomeFailed, class: town.ClassWork,
+	end := &ending{how: endNow, outcome: town.OutcomeFailed, class: town.ClassWork,
 		reason: clip("agent exited: "+reason, town.MaxReason)}
+	if killed(t.sess.Err()) {
+		end.class, end.subject = town.ClassInfra, town.SubjectKilled
+	}
+	return end
+}
+
+// killed reports that an agent got SIGKILL from somebody else: the system for
+// want of memory, or a person.
+func killed(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	st, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && st.Signaled() && st.Signal() == syscall.SIGKILL
 }
 
 // turnEnded decides what follows a turn: the end, a nudge, or a reminder.
@@ -180,8 +198,14 @@ func (t *talk) turnEnded(e turnEnd) *ending {
 		t.prompt(reminder)
 		return nil
 	}
-	return &ending{how: endNow, outcome: town.OutcomeExited, class: town.ClassWork,
-		reason: clip(fmt.Sprintf("the agent %s without done, no_change or escalate, after %d turns", how, t.turns), town.MaxReason)}
+	end := &ending{how: endNow, outcome: town.OutcomeExited, class: town.ClassWork}
+	if t.n.unanswered.Load() {
+		// It could not have done better: the server did not answer its last call.
+		how += " after the server had not answered it"
+		end.class, end.subject = town.ClassInfra, "rig/"+t.n.want.Rig
+	}
+	end.reason = clip(fmt.Sprintf("the agent %s without done, no_change or escalate, after %d turns", how, t.turns), town.MaxReason)
+	return end
 }
 
 // gone waits a moment for a process whose turn failed: it may be dying.

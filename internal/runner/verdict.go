@@ -10,17 +10,12 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/git"
 	"gastown/internal/runner/wire"
 	"gastown/internal/town"
 )
-
-// verdictPatience is how long a tool tries to reach the server before the
-// agent is asked to call again.
-const verdictPatience = 40 * time.Second
 
 // maxListed is how many paths a refusal names.
 const maxListed = 20
@@ -30,10 +25,30 @@ func (n *run) prime(ctx context.Context) (string, error) {
 	n.alive()
 	var p town.Prime
 	q := url.Values{"run": {n.key.id}, "epoch": {strconv.FormatInt(n.key.epoch, 10)}}
-	if err := n.r.api.call(ctx, http.MethodGet, wire.PathPrime, q, nil, &p); err != nil {
+	if err := n.insist(ctx, func(ctx context.Context) error {
+		return n.r.api.call(ctx, http.MethodGet, wire.PathPrime, q, nil, &p)
+	}); err != nil {
 		return "", err
 	}
 	return indented(p)
+}
+
+// insist repeats a call for a tool while the server does not answer, so that a
+// restart of it costs agents only time. Then the agent is asked to call again.
+func (n *run) insist(ctx context.Context, call func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, n.r.cfg.Timing.Answer)
+	defer cancel()
+	for try := 0; ; try++ {
+		err := call(ctx)
+		if err == nil || !again(err) {
+			n.unanswered.Store(false)
+			return err
+		}
+		n.unanswered.Store(true)
+		if !n.r.cfg.Timing.backoff(ctx, try, err) {
+			return err
+		}
+	}
 }
 
 // beadShow implements toolbox.
@@ -46,7 +61,9 @@ func (n *run) beadShow(ctx context.Context, id string) (string, error) {
 		return "", errs.New(errs.Invalid, "%q is no bead id", clip(id, 60)).WithHint("ids look like web-k3x9a")
 	}
 	var b wire.BeadResponse
-	if err := n.r.api.call(ctx, http.MethodGet, wire.PathBead, url.Values{"id": {id}}, nil, &b); err != nil {
+	if err := n.insist(ctx, func(ctx context.Context) error {
+		return n.r.api.call(ctx, http.MethodGet, wire.PathBead, url.Values{"id": {id}}, nil, &b)
+	}); err != nil {
 		return "", err
 	}
 	return indented(b)
@@ -99,13 +116,24 @@ func (n *run) complete(ctx context.Context, summary string) (string, error) {
 	if err := st.ready(n.want.Branch); err != nil {
 		return "", err
 	}
-	if err := tree.clone.push(ctx, n.key.id, n.key.epoch, st.head, "refs/heads/"+n.want.Branch); err != nil {
-		if git.Code(err) > 0 && strings.Contains(err.Error(), "remote rejected") {
-			return "", errs.Wrap(errs.Conflict, err, "the server did not take the branch %s", n.want.Branch)
-		}
-		return "", errs.Wrap(errs.Unavailable, err, "pushing %s", n.want.Branch)
+	// One patience for both: agents give up on a tool after a while.
+	ctx, cancel := context.WithTimeout(ctx, n.r.cfg.Timing.Answer)
+	defer cancel()
+	if err := n.insist(ctx, func(ctx context.Context) error { return n.pushBranch(ctx, tree, st.head) }); err != nil {
+		return "", err
 	}
 	return n.verdict(ctx, town.VerdictDone, st.head, summary)
+}
+
+func (n *run) pushBranch(ctx context.Context, tree *worktree, head string) error {
+	err := tree.clone.push(ctx, n.key.id, n.key.epoch, head, "refs/heads/"+n.want.Branch)
+	switch {
+	case err == nil:
+		return nil
+	case git.Code(err) > 0 && strings.Contains(err.Error(), "remote rejected"):
+		return errs.Wrap(errs.Conflict, err, "the server did not take the branch %s", n.want.Branch)
+	}
+	return errs.Wrap(errs.Unavailable, err, "pushing %s", n.want.Branch)
 }
 
 // ready refuses a worktree whose work is not all on the run's branch.
@@ -160,28 +188,24 @@ func (n *run) settled() (string, bool) {
 // verdict makes the synchronous call, with n.verdictMu held. A repeat of a call
 // that got no answer has the same id; after a refusal the id is another.
 func (n *run) verdict(ctx context.Context, kind town.VerdictKind, head, text string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, verdictPatience)
-	defer cancel()
 	req := wire.VerdictRequest{Run: n.key.id, Epoch: n.key.epoch, Kind: kind, Text: text,
 		CallID: callID(n.key, kind, head, text, n.calls)}
-	for try := 0; ; try++ {
-		err := n.r.api.call(ctx, http.MethodPost, wire.PathVerdict, nil, req, nil)
-		switch {
-		case err == nil:
-			n.mu.Lock()
-			n.accepted = kind
-			n.mu.Unlock()
-			n.story("verdict", string(kind)+" was accepted")
-			n.signal()
-			return "Accepted: " + string(kind) + ". Your work is recorded. Stop working and end your turn now.", nil
-		case !again(err):
-			n.calls++
-			n.story("verdict_refused", clip(string(kind)+": "+err.Error(), 2000))
-			return "", err
-		case !n.r.cfg.Timing.backoff(ctx, try, err):
-			return "", err
-		}
+	err := n.insist(ctx, func(ctx context.Context) error {
+		return n.r.api.call(ctx, http.MethodPost, wire.PathVerdict, nil, req, nil)
+	})
+	switch {
+	case err == nil:
+		n.mu.Lock()
+		n.accepted = kind
+		n.mu.Unlock()
+		n.story("verdict", string(kind)+" was accepted")
+		n.signal()
+		return "Accepted: " + string(kind) + ". Your work is recorded. Stop working and end your turn now.", nil
+	case !again(err):
+		n.calls++
+		n.story("verdict_refused", clip(string(kind)+": "+err.Error(), 2000))
 	}
+	return "", err
 }
 
 // callID derives the id of a call from what it says.

@@ -140,6 +140,20 @@ func TestInfrastructureFailuresChargeTheBreakerTheyAreAbout(t *testing.T) {
 	})
 }
 
+func TestAnAgentThatIsKilledAgainAndAgainPaysFromTheThirdTimeOn(t *testing.T) {
+	d, r := atWork(t)
+	for epoch := int64(1); epoch <= 3; epoch++ {
+		d.report(Report{Kind: ReportEnded, Run: r.ID, Epoch: epoch, Outcome: OutcomeFailed, Class: ClassInfra, Subject: SubjectKilled, Reason: "signal: killed"})
+		b := d.the("web-aaaaa")
+		if want := max(int(epoch)-2, 0); b.Charged != want || b.Losses != int(epoch) || len(d.town.Breakers()) != 0 {
+			t.Fatalf("run %d: charged %d, losses %d, %+v", epoch, b.Charged, b.Losses, d.town.Breakers())
+		}
+		if epoch < 3 {
+			r = d.spawn("web-aaaaa")
+		}
+	}
+}
+
 func TestAnUnknownEndOfARunIsWork(t *testing.T) {
 	for _, o := range []Outcome{"", "vanished", OutcomeDone, OutcomeNoChange, OutcomeLost} {
 		d, r := atWork(t)
