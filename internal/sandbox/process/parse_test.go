@@ -51,7 +51,7 @@ func FuzzRecord(f *testing.F) {
 func TestUserinfoInAURLIsSeen(t *testing.T) {
 	t.Parallel()
 	for v, want := range map[string]bool{
-		"https://proxy.golang.org,direct":          false,
+		"https://modules.example.org,direct":          false,
 		"https://a.example,https://u:p@b.example/": true,
 		"http://u@host":                            true,
 		"https://host/path@v1":                     false,
