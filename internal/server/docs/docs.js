@@ -30,7 +30,9 @@ const table = (heads, rows) => {
     r.forEach((c, i) => { const td = el("td"); td.append(i === 0 ? el("code", c) : c || ""); row.append(td); });
     t.append(row);
   });
-  return t;
+  const wide = el("div", undefined, "wide"); // a table scrolls by itself on a small screen
+  wide.append(t);
+  return wide;
 };
 const schemaBlock = (doc, s, open) => {
   const target = s.$ref ? doc.components.schemas[refName(s.$ref)] : s;
@@ -40,7 +42,7 @@ const schemaBlock = (doc, s, open) => {
   const fields = Object.entries((target && target.properties) || {});
   if (!fields.length) return el("p", typeOf(s));
   const needed = new Set(target.required || []);
-  d.append(table(["Field", "Type", ""], fields.map(([k, v]) => [k, typeOf(v) + (needed.has(k) ? "" : ", optional"), notes(v)])));
+  d.append(table(["Field", "Type", "Meaning"], fields.map(([k, v]) => [k, typeOf(v) + (needed.has(k) ? "" : ", optional"), notes(v)])));
   const seen = new Set();
   fields.forEach(([, v]) => {
     const inner = v.$ref || (v.items && v.items.$ref);
@@ -56,19 +58,26 @@ const operation = (doc, path, method, op) => {
   s.append(h, el("p", op.summary));
   if (op.description) s.append(el("p", op.description));
   if (op.parameters && op.parameters.length) {
-    s.append(el("h4", "Parameters"), table(["Name", "In", "Type", ""], op.parameters.map((p) =>
+    s.append(el("h4", "Parameters"), table(["Name", "In", "Type", "Meaning"], op.parameters.map((p) =>
       [p.name, p.in + (p.required ? ", required" : ""), typeOf(p.schema), [p.description, notes({ ...p.schema, description: "" })].filter(Boolean).join("; ")])));
   }
   for (const [type, media] of Object.entries((op.requestBody && op.requestBody.content) || {})) {
     s.append(el("h4", "Body, " + type), schemaBlock(doc, media.schema || {}, true));
   }
   s.append(el("h4", "Answers"));
+  const same = new Map(); // answers of the same kind stand together
   for (const [code, answer] of Object.entries(op.responses || {})) {
     const media = Object.entries(answer.content || {})[0];
-    const p = el("div");
-    p.append(el("code", code), " " + (answer.description || "") + (media ? ", " + media[0] : ""));
-    if (media && media[1].schema) p.append(schemaBlock(doc, media[1].schema, false));
+    const key = media ? JSON.stringify(media) : "";
+    if (!same.has(key)) same.set(key, { media, codes: [] });
+    same.get(key).codes.push([code, answer.description || ""]);
+  }
+  for (const { media, codes } of same.values()) {
+    const p = el("p");
+    codes.forEach(([code, text], i) => p.append(i ? ", " : "", el("code", code), " " + text));
     s.append(p);
+    if (media && media[1].schema) s.append(schemaBlock(doc, media[1].schema, false));
+    else if (media) s.append(el("p", media[0]));
   }
   return s;
 };
@@ -82,16 +91,19 @@ const render = (doc) => {
       groups.get(tag).push([path, method, op]);
     }
   }
-  const nav = document.getElementById("nav"), main = document.getElementById("main"), all = [];
+  const nav = document.getElementById("nav"), main = document.getElementById("main"), all = [], heads = [];
   for (const [tag, ops] of groups) {
-    nav.append(el("h2", tag));
-    main.append(el("h2", tag));
+    const inNav = el("h2", tag), inMain = el("h2", tag), own = [];
+    nav.append(inNav);
+    main.append(inMain);
+    heads.push([inNav, inMain, own]);
     for (const [path, method, op] of ops) {
       const a = el("a", op.summary);
       a.href = "#" + op.operationId;
       const s = operation(doc, path, method, op);
       nav.append(a);
       main.append(s);
+      own.push(s);
       all.push([(method + " " + path + " " + op.summary + " " + op.operationId).toLowerCase(), a, s]);
     }
   }
@@ -101,6 +113,11 @@ const render = (doc) => {
       const hide = !words.every((w) => text.includes(w));
       a.classList.toggle("hidden", hide);
       s.classList.toggle("hidden", hide);
+    });
+    heads.forEach(([inNav, inMain, own]) => {
+      const hide = own.every((s) => s.classList.contains("hidden"));
+      inNav.classList.toggle("hidden", hide);
+      inMain.classList.toggle("hidden", hide);
     });
   });
   if (location.hash) { const t = document.getElementById(location.hash.slice(1)); if (t) t.scrollIntoView(); }
