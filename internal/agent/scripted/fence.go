@@ -122,7 +122,8 @@ func short(s string) string {
 
 // Choose returns the block for an attempt (from 1) and a nudge (0 for the
 // first turn): the first of those that name the nudge, else of those that name
-// the attempt, else of the plain ones. A block that names another is never chosen.
+// the attempt, else of the plain ones. A bead without any of these repeats its
+// first block that names no nudge, though it names another attempt.
 func Choose(blocks []Block, attempt, nudge int) (Block, bool) {
 	best, score := Block{}, -1
 	for _, b := range blocks {
@@ -141,6 +142,11 @@ func Choose(blocks []Block, attempt, nudge int) (Block, bool) {
 		}
 		if s > score {
 			best, score = b, s
+		}
+	}
+	if score < 0 {
+		if i := slices.IndexFunc(blocks, func(b Block) bool { return b.Nudge < 0 }); i >= 0 {
+			return blocks[i], true
 		}
 	}
 	return best, score >= 0

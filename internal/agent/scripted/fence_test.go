@@ -71,7 +71,7 @@ func TestChoose(t *testing.T) {
 		"none at all":               {nil, 1, 0, ""},
 		"the first plain one":       {[]Block{plain, again}, 1, 0, "plain"},
 		"the attempt's own":         {[]Block{plain, second}, 2, 0, "second"},
-		"never another attempt's":   {[]Block{second}, 1, 0, ""},
+		"the first if nothing fits": {[]Block{nudged, second}, 1, 0, "second"},
 		"plain for other attempts":  {[]Block{second, plain}, 3, 0, "plain"},
 		"the nudge's own":           {[]Block{plain, second, nudged}, 2, 1, "nudged"},
 		"the most exact":            {[]Block{nudged, both}, 2, 1, "both"},
