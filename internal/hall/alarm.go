@@ -184,15 +184,10 @@ func (a *alarm) notice(now time.Time) {
 	}
 }
 
-// silenceFor is how late the loop must be for silence to prove nothing. It is
-// well below the shortest lease that the server's settings give.
+// silenceFor is how late the loop must be for silence to prove nothing: well
+// below the shortest lease that the server's settings give.
 func (h *Hall) silenceFor() time.Duration {
-	if v, ok := h.cfg.Server["lease"]; ok && town.CheckSetting(town.LevelServer, "lease", v) == nil {
-		if d, err := time.ParseDuration(v); err == nil {
-			return min(loopGap, d/3)
-		}
-	}
-	return loopGap
+	return min(loopGap, h.serverDuration("lease")/3)
 }
 
 // end says when to run again. What was queued while the step ran is seen too.
