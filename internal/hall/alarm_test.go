@@ -222,6 +222,7 @@ type fakeHub struct {
 	mu      sync.Mutex
 	ids     []hub.ID
 	removed []string
+	packed  []string
 }
 
 func (h *fakeHub) List() ([]hub.ID, error) { return h.ids, nil }

@@ -2,6 +2,7 @@ package hall_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -218,3 +219,5 @@ func fetchFails(_ context.Context, _ hall.TownRef, e town.Effect) (any, error, b
 }
 
 func containsText(s, part string) bool { return strings.Contains(s, part) }
+
+func decodeJSON(body []byte, v any) error { return json.Unmarshal(body, v) }

@@ -152,15 +152,16 @@ func (t *Town) unheard(now Time) {
 			if s.HelloBy < again {
 				s.HelloBy = again
 				s.Extended++
+				t.mark(kindTown, t.info.ID)
 			}
 		case SandboxAwake, SandboxDraining:
 			if s.LastSeen.Add(lease) < again {
 				s.LastSeen = again.Add(-lease)
 				s.Extended++
+				t.mark(kindTown, t.info.ID)
 			}
 		case SandboxAsleep, SandboxQueued, SandboxStopping, SandboxWedged:
 		}
-		t.mark(kindTown, t.info.ID)
 	}
 	for _, r := range t.runs {
 		if r.LeaseUntil != 0 && r.LeaseUntil < again && r.Extended < maxForgiveness {
