@@ -35,7 +35,7 @@ var mayNotImport = map[string][]string{
 }
 
 // lab is for developers; the product does not know it.
-var lab = []string{"cmd/gastown-lab", "internal/sim", "internal/lab"}
+var lab = []string{"cmd/gastown-lab", "internal/sim", "internal/lab", "internal/bench"}
 
 // testOnly are packages that only tests and the lab import.
 var testOnly = []string{"internal/store/storetest", "internal/sandbox/sandboxtest", "internal/agent/agenttest", "internal/arch"}

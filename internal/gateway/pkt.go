@@ -59,7 +59,6 @@ type commandList struct {
 	Shallow  []string // ids of shallow commits
 	Commands []command
 	Caps     map[string]bool // capabilities without their values
-	agent    string
 }
 
 // commandLimits bounds what readCommands takes.

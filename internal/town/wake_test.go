@@ -35,26 +35,28 @@ func (d *driver) wantWake(in time.Duration) {
 	}
 }
 
-func TestNextWakeIsTheExactMoment(t *testing.T) {
-	slow := Settings{"lease": "1h", "sandbox.hello_timeout": "1h", "sandbox.drain_timeout": "1h", "token.refresh_interval": "7h"}
-	fresh := func(t *testing.T, more ...string) *driver {
-		d := newDriver(t)
-		s := Settings{}.merged(slow, nil)
-		for i := 0; i < len(more); i += 2 {
-			s[more[i]] = more[i+1]
-		}
-		d.set(s)
-		d.rig()
-		return d
+// slowTown has a rig and settings under which nothing happens soon by itself.
+func slowTown(t *testing.T, more ...string) *driver {
+	t.Helper()
+	d := newDriver(t)
+	s := Settings{"lease": "1h", "sandbox.hello_timeout": "1h", "sandbox.drain_timeout": "1h", "token.refresh_interval": "7h"}
+	for i := 0; i < len(more); i += 2 {
+		s[more[i]] = more[i+1]
 	}
+	d.set(s)
+	d.rig()
+	return d
+}
+
+func TestNextWakeIsTheExactMoment(t *testing.T) {
 	t.Run("never for a town at rest", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		if w, ok := d.town.NextWake(d.now); ok {
 			t.Fatalf("wakes at %s", w)
 		}
 	})
 	t.Run("the end of the grace", func(t *testing.T) {
-		d := fresh(t, "sandbox.grace", "3m")
+		d := slowTown(t, "sandbox.grace", "3m")
 		d.bead("web-aaaaa")
 		d.hello()
 		d.spawn("web-aaaaa")
@@ -64,7 +66,7 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(3 * time.Minute)
 	})
 	t.Run("the end of the grace of one that is starting", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.bead("web-aaaaa")
 		d.do(CancelBead{By: "ann", Bead: "web-aaaaa"})
 		d.wantWake(stopPatience) // its run may have been spawned
@@ -74,19 +76,19 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(2 * time.Minute)
 	})
 	t.Run("the end of waiting for hello", func(t *testing.T) {
-		d := fresh(t, "sandbox.hello_timeout", "50s")
+		d := slowTown(t, "sandbox.hello_timeout", "50s")
 		d.bead("web-aaaaa")
 		d.wantWake(50 * time.Second)
 	})
 	t.Run("the end of a breaker", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.bead("web-aaaaa")
 		d.hello()
 		d.ended(d.run("web-aaaaa"), OutcomeFailed, ClassInfra, "not installed")
 		d.wantWake(d.town.breakers["agent/scripted"].Until.Time().Sub(d.now))
 	})
 	t.Run("the end of a claim", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.perform = false
 		d.bead("web-aaaaa")
 		d.town.Claim(d.now, "boot")
@@ -94,7 +96,7 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(timeoutQuick)
 	})
 	t.Run("asking for a place again", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.perform = false
 		d.bead("web-aaaaa")
 		e := d.town.Claim(d.now, "boot")[0]
@@ -102,14 +104,17 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.do(EffectDone{Key: e.Key, ID: e.ID, Result: Admitted{Position: 2}})
 		d.wantWake(admitAgain)
 	})
+}
+
+func TestNextWakeOfRunsIsTheExactMoment(t *testing.T) {
 	t.Run("the silence of a sandbox", func(t *testing.T) {
-		d := fresh(t, "lease", "70s")
+		d := slowTown(t, "lease", "70s")
 		d.do(Resume{By: "ann", For: time.Hour})
 		d.hello()
 		d.wantWake(70 * time.Second)
 	})
 	t.Run("the next look at a silent sandbox", func(t *testing.T) {
-		d := fresh(t, "lease", "70s")
+		d := slowTown(t, "lease", "70s")
 		d.do(Resume{By: "ann", For: time.Hour})
 		d.bead("web-aaaaa")
 		d.hello()
@@ -123,7 +128,7 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(inspectAgain)
 	})
 	t.Run("the lease of a run that is not spoken of", func(t *testing.T) {
-		d := fresh(t, "lease", "70s")
+		d := slowTown(t, "lease", "70s")
 		d.bead("web-aaaaa")
 		d.hello()
 		d.later(20 * time.Second)
@@ -131,7 +136,7 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(50 * time.Second)
 	})
 	t.Run("the time limit of a run", func(t *testing.T) {
-		d := fresh(t, "run.time_limit", "20m")
+		d := slowTown(t, "run.time_limit", "20m")
 		d.bead("web-aaaaa")
 		d.hello()
 		d.later(time.Minute)
@@ -139,7 +144,7 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(20 * time.Minute)
 	})
 	t.Run("the patience with a run that is ending", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.bead("web-aaaaa")
 		d.hello()
 		d.spawn("web-aaaaa")
@@ -147,7 +152,7 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(stopPatience)
 	})
 	t.Run("the deadline of gates", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.do(SetRig{By: "ann", Rig: "web", Gates: &[]Gate{{Name: "test", Command: "true", Timeout: 10 * time.Minute}}})
 		d.bead("web-aaaaa")
 		d.hello()
@@ -157,7 +162,7 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(15 * time.Minute)
 	})
 	t.Run("the next look for a branch that waits", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.do(SetRig{By: "ann", Rig: "web", Set: Settings{"merge.mode": "branch", "branch.poll_interval": "90s"}})
 		d.bead("web-aaaaa")
 		d.hello()
@@ -166,15 +171,18 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.ended(r, OutcomeDone, "", "")
 		d.wantWake(90 * time.Second)
 	})
+}
+
+func TestNextWakeOfPausesIsTheExactMoment(t *testing.T) {
 	t.Run("the renewal of a token", func(t *testing.T) {
-		d := fresh(t, "token.refresh_interval", "40m")
+		d := slowTown(t, "token.refresh_interval", "40m")
 		d.bead("web-aaaaa")
 		d.hello()
 		d.spawn("web-aaaaa")
 		d.wantWake(40 * time.Minute)
 	})
 	t.Run("the end of a drain", func(t *testing.T) {
-		d := fresh(t, "sandbox.drain_timeout", "25s")
+		d := slowTown(t, "sandbox.drain_timeout", "25s")
 		d.do(Resume{By: "ann", For: time.Hour})
 		d.hello()
 		d.do(Pause{By: "ann", Now: true})
@@ -182,20 +190,20 @@ func TestNextWakeIsTheExactMoment(t *testing.T) {
 		d.wantWake(25 * time.Second)
 	})
 	t.Run("the end of a pause after a failure", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.bead("web-aaaaa")
 		d.hello()
 		d.ended(d.spawn("web-aaaaa"), OutcomeExited, ClassWork, "no verdict")
 		d.wantWake(30 * time.Second)
 	})
 	t.Run("the end of being kept awake", func(t *testing.T) {
-		d := fresh(t)
+		d := slowTown(t)
 		d.do(Resume{By: "ann", For: 7 * time.Minute})
 		d.hello()
 		d.wantWake(7 * time.Minute)
 	})
 	t.Run("the next try of a notice", func(t *testing.T) {
-		d := fresh(t, "notify.url", "http://localhost/x")
+		d := slowTown(t, "notify.url", "http://localhost/x")
 		d.perform = false
 		d.bead("web-aaaaa", func(c *CreateBead) { c.Staged = true })
 		d.do(CancelBead{By: "ann", Bead: "web-aaaaa"})

@@ -51,12 +51,12 @@ func FuzzRecord(f *testing.F) {
 func TestUserinfoInAURLIsSeen(t *testing.T) {
 	t.Parallel()
 	for v, want := range map[string]bool{
-		"https://modules.example.org,direct":          false,
+		"https://modules.example.org,direct":       false,
 		"https://a.example,https://u:p@b.example/": true,
-		"http://u@host":                            true,
-		"https://host/path@v1":                     false,
-		"-mod=mod":                                 false,
-		"":                                         false,
+		"http://u@host":        true,
+		"https://host/path@v1": false,
+		"-mod=mod":             false,
+		"":                     false,
 	} {
 		if got := hasUserinfo(v); got != want {
 			t.Errorf("hasUserinfo(%q) is %v", v, got)

@@ -97,7 +97,7 @@ func alarmTests() []conformanceTest {
 }
 
 func idleTests() []conformanceTest {
-	return []conformanceTest{
+	return append(ownBeatTests(), []conformanceTest{
 		{"an idle look finds due and contradictory towns, each in one slice, and no others", func(k *kit) {
 			bad := map[string]store.Columns{
 				"due":      {Sandbox: store.Asleep, DueAt: 100},
@@ -141,6 +141,44 @@ func idleTests() []conformanceTest {
 			k.ok(err)
 			k.same("found", ids(found), "")
 		}},
+		{"a slice that does not exist is invalid", func(k *kit) {
+			for _, s := range [][2]int{{0, 0}, {-1, 2}, {2, 2}} {
+				_, err := k.IdleSlice(k.ctx, s[0], s[1], 1)
+				k.kind(err, errs.Invalid)
+			}
+		}},
+		{"looking and claiming write nothing while nobody is due", func(k *kit) {
+			k.create("t1")
+			k.createWith("own", store.Columns{Sandbox: store.Asleep, IdleMS: 10})
+			before := k.Stats()
+			_, err := k.IdleSlice(k.ctx, 0, 1, 100)
+			k.ok(err)
+			_, _, err = k.IdleOwn(k.ctx, 0, 100)
+			k.ok(err)
+			_, err = k.ClaimDue(k.ctx, 100, 200, 10)
+			k.ok(err)
+			_, err = k.PruneIdem(k.ctx, 100, 10)
+			k.ok(err)
+			_, err = k.PruneTranscripts(k.ctx, 100, 10)
+			k.ok(err)
+			_, err = k.PruneLedger(k.ctx, "t1", 100, 10)
+			k.ok(err)
+			k.same("stats", k.Stats(), before)
+		}},
+		{"towns whose sandbox is not asleep are listed by id", func(k *kit) {
+			k.create("a")
+			k.createWith("c", store.Columns{Sandbox: "awake", DueAt: 1})
+			k.createWith("b", store.Columns{Sandbox: "queued", DueAt: 1})
+			k.set("c", func(c *store.Columns) { c.Generation = 2 })
+			got, err := k.AwakeTowns(k.ctx)
+			k.ok(err)
+			k.same("awake", ids(got), "b c")
+		}},
+	}...)
+}
+
+func ownBeatTests() []conformanceTest {
+	return []conformanceTest{
 		{"a town with an idle interval of its own is found at its own beats and nowhere else", func(k *kit) {
 			const idle, start = 1000, 1_700_000_000_000
 			bad := map[string]store.Columns{
@@ -199,39 +237,6 @@ func idleTests() []conformanceTest {
 			bad.Columns.IdleMS = -1
 			_, err = k.Store.Commit(k.ctx, bad)
 			k.kind(err, errs.Invalid)
-		}},
-		{"a slice that does not exist is invalid", func(k *kit) {
-			for _, s := range [][2]int{{0, 0}, {-1, 2}, {2, 2}} {
-				_, err := k.IdleSlice(k.ctx, s[0], s[1], 1)
-				k.kind(err, errs.Invalid)
-			}
-		}},
-		{"looking and claiming write nothing while nobody is due", func(k *kit) {
-			k.create("t1")
-			k.createWith("own", store.Columns{Sandbox: store.Asleep, IdleMS: 10})
-			before := k.Stats()
-			_, err := k.IdleSlice(k.ctx, 0, 1, 100)
-			k.ok(err)
-			_, _, err = k.IdleOwn(k.ctx, 0, 100)
-			k.ok(err)
-			_, err = k.ClaimDue(k.ctx, 100, 200, 10)
-			k.ok(err)
-			_, err = k.PruneIdem(k.ctx, 100, 10)
-			k.ok(err)
-			_, err = k.PruneTranscripts(k.ctx, 100, 10)
-			k.ok(err)
-			_, err = k.PruneLedger(k.ctx, "t1", 100, 10)
-			k.ok(err)
-			k.same("stats", k.Stats(), before)
-		}},
-		{"towns whose sandbox is not asleep are listed by id", func(k *kit) {
-			k.create("a")
-			k.createWith("c", store.Columns{Sandbox: "awake", DueAt: 1})
-			k.createWith("b", store.Columns{Sandbox: "queued", DueAt: 1})
-			k.set("c", func(c *store.Columns) { c.Generation = 2 })
-			got, err := k.AwakeTowns(k.ctx)
-			k.ok(err)
-			k.same("awake", ids(got), "b c")
 		}},
 	}
 }
