@@ -148,7 +148,7 @@ func ErrNoTown(id string) error { return errs.New(errs.NotFound, "no town %q", i
 
 // ErrNameTaken is the error for a second town of one name or id.
 func ErrNameTaken(name string) error {
-	return errs.New(errs.Conflict, "a town named %q exists already", name)
+	return errs.New(errs.Conflict, "a town named %q exists already", name).WithHint("choose another name, or use that one")
 }
 
 // ErrPrefixTaken is the error for a second rig with one bead prefix.

@@ -83,7 +83,7 @@ func (t *Town) checkNewBead(in CreateBead, r *Rig) error {
 		return errs.New(errs.Invalid, "bead id %s does not begin with the rig's prefix %s-", in.ID, r.Prefix)
 	}
 	if t.beads[in.ID] != nil {
-		return errs.New(errs.Conflict, "bead %s exists already", in.ID)
+		return errs.New(errs.Conflict, "bead %s exists already", in.ID).WithHint("leave the id out to get a free one")
 	}
 	if len(t.beads) >= MaxBeads {
 		return errs.New(errs.Conflict, "town %s has %d beads, the most it may have", t.info.Name, MaxBeads)
@@ -203,7 +203,8 @@ func (t *Town) dependBead(now Time, in DependBead) error {
 		return errs.New(errs.Invalid, "bead %s has %d blockers, the most it may have", b.ID, MaxBlocks)
 	}
 	if chain := t.dependsOn(on, b.ID); chain != nil {
-		return errs.New(errs.Conflict, "that would be a cycle: %s is blocked by %s", b.ID, strings.Join(chain, " is blocked by "))
+		return errs.New(errs.Conflict, "that would be a cycle: %s is blocked by %s", b.ID, strings.Join(chain, " is blocked by ")).
+			WithHint("remove one of these first: gastown bead dep BEAD --remove BLOCKER")
 	}
 	t.edit(b, now, func() { b.BlockedBy = append(slices.Clone(b.BlockedBy), on.ID) })
 	t.linkBlockers(b)

@@ -191,7 +191,7 @@ func classify(err error) error {
 		"couldn't connect", "network is unreachable", "no route to host", "returned error: 5", "returned error: 429",
 		"early eof", "unexpected disconnect", "ssl", "tls", "operation too slow", "connection closed", "name or service not known",
 		"temporary failure in name resolution", "empty reply from server"):
-		return fail(errs.Unavailable, "upstream can't be reached", "")
+		return fail(errs.Unavailable, "upstream can't be reached", "check the address, the network, and that the host answers")
 	case has("couldn't find remote ref"):
 		return fail(errs.NotFound, "upstream has no such branch", "check the rig's target branch")
 	case has("not found", "does not exist", "does not appear to be a git repository", "returned error: 404",
