@@ -102,11 +102,11 @@ func inPlace(ctx context.Context, f *loadFlags, out io.Writer, run func(context.
 	} else {
 		err = errors.Join(err, place.Remove())
 	}
-	if err != nil {
-		return err
-	}
 	if table, ok := result.(lab.Table); ok && !*f.json {
-		_, err := io.WriteString(out, table.String())
+		_, writeErr := io.WriteString(out, table.String())
+		return errors.Join(err, writeErr)
+	}
+	if err != nil {
 		return err
 	}
 	e := json.NewEncoder(out)

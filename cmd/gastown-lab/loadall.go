@@ -27,7 +27,7 @@ func loadAll(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
 		} {
 			lines, err := part()
 			if err != nil {
-				return nil, err
+				return t, err // what was measured is worth showing
 			}
 			t = append(t, lines...)
 		}

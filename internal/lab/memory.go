@@ -58,7 +58,7 @@ func readMemory() memory {
 // after a collection, and fake runners in the sandboxes, which are this program
 // again (see FakeRunner).
 func MeasureMemory(ctx context.Context, o MemoryOptions) (out Memory, err error) {
-	repo := filepath.Join(o.Place.Dir, "repo.git")
+	repo := filepath.Join(o.Place.Dir, "memory.git")
 	if err := writeRepository(ctx, repo, 3); err != nil {
 		return out, err
 	}

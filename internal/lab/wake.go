@@ -76,7 +76,7 @@ type waker struct {
 // disk, the second one that went to sleep, the third finds it awake. The agent
 // is the scripted one and changes nothing, so that the base stays present.
 func MeasureWake(ctx context.Context, o WakeOptions) (out Wake, err error) {
-	repo := filepath.Join(o.Place.Dir, "repo.git")
+	repo := filepath.Join(o.Place.Dir, "wake.git")
 	if err := writeRepository(ctx, repo, o.Files); err != nil {
 		return out, err
 	}
