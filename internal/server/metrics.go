@@ -74,6 +74,8 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 	counter("gastown_store_transactions_total", "Durable transactions.", float64(st.Batches))
 	if m := c.s.cfg.Metrics; m != nil {
 		hallMetrics(m, counter, gauge)
+		idleMetrics(m, counter, gauge)
+		out <- lateness(m)
 	}
 }
 
@@ -136,4 +138,28 @@ func hallMetrics(m *hall.Metrics, counter, gauge emit) {
 		counter("gastown_hall_effects_total", "Outcomes of effects.", float64(c.N), "action", k.Action, "outcome", k.Outcome)
 		counter("gastown_hall_effect_seconds_total", "Time that effects took.", c.Took.Seconds(), "action", k.Action, "outcome", k.Outcome)
 	}
+}
+
+// idleMetrics tells what keeps sandboxes awake, and what looking after the others
+// costs. Nothing of it reads a town.
+func idleMetrics(m *hall.Metrics, counter, gauge emit) {
+	for hold, n := range m.StartsBy() {
+		counter("gastown_sandbox_starts_total", "Generations of sandboxes begun, by the kind of hold that they were for.", float64(n), "hold", hold)
+	}
+	for hold, n := range m.Holds() {
+		gauge("gastown_holds", "Holds of the running towns that this process has in memory.", float64(n), "hold", hold)
+	}
+	counter("gastown_awake_seconds_total", "Awake time of all sandboxes while this process saw them.", float64(m.AwakeMS.Load())/1000)
+	counter("gastown_token_renewals_total", "Renewals of sandboxes' tokens.", float64(m.Renewals.Load()))
+	for kind, n := range map[string]int64{"read": m.IdleReads.Load(), "found": m.Found.Load(), "claimed": m.Claimed.Load(),
+		"loaded": m.TickLoads.Load(), "memory": m.Looks.Load()} {
+		counter("gastown_looks_total", "Looks at towns: queries for idle ones, damaged ones found, due ones claimed, towns loaded for an alarm, "+
+			"running ones looked at in memory.", float64(n), "kind", kind)
+	}
+}
+
+func lateness(m *hall.Metrics) prometheus.Metric {
+	atMost, n := m.Late()
+	return prometheus.MustNewConstHistogram(prometheus.NewDesc("gastown_alarm_late_seconds", "How late due towns were claimed.", nil, nil),
+		n, float64(m.LateMS.Load())/1000, atMost)
 }
