@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	"gastown/internal/errs"
@@ -19,28 +18,6 @@ const (
 	maxHeader     = 64 << 10
 	endTimeout    = 15 * time.Second // for requests under way when the server ends
 )
-
-// CheckListen refuses an address beyond this machine unless TLS protects the
-// tokens or insecure was asked for.
-func CheckListen(addr string, tls, insecure bool) error {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return errs.New(errs.Invalid, "%.100q is no address to listen on", addr).WithHint("use HOST:PORT, such as 127.0.0.1:7070")
-	}
-	if tls || insecure || isLoopback(host) {
-		return nil
-	}
-	return errs.New(errs.Invalid, "listening on %s without TLS would send tokens in the clear to everyone on the way", addr).
-		WithHint("give --tls-cert and --tls-key, listen on 127.0.0.1, or say --insecure-listen if something in front adds TLS")
-}
-
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
-}
 
 // Serve answers on ln until ctx ends, then ends streams, waits for requests
 // under way, at most 15 s, and returns nil. It may be called for several
