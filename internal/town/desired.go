@@ -93,7 +93,7 @@ func (t *Town) Prime(run string, epoch int64) (Prime, error) {
 	}
 	b, rig := t.beads[r.Bead], t.rigs[r.Rig]
 	p := Prime{Bead: PrimeBead{ID: b.ID, Title: b.Title, Body: b.Body, Priority: b.Priority, Labels: b.Labels}, Run: r.ID, Agent: r.Agent,
-		Role: r.Role, Attempt: b.Attempt, Reason: b.Reason, Branch: r.Branch, Base: r.Base, Target: rig.Target, Previous: b.Commit, Rules: rules}
+		Role: r.Role, Attempt: b.Attempt, Reason: b.Reason, Branch: r.Branch, Base: r.Base, Target: rig.Target, Previous: b.Commit, Trailers: t.trailers(rig), Rules: rules}
 	for _, g := range rig.Gates {
 		p.Gates = append(p.Gates, g.Name+": "+g.Command)
 	}
@@ -111,6 +111,9 @@ func (t *Town) prompt(b *Bead, rig *Rig, r *Run) string {
 		r.Agent, r.Role, t.info.Name, b.ID, rig.Name, b.Attempt, rules, b.Title, b.Body)
 	if b.Reason != "" {
 		fmt.Fprintf(&s, "\n# What happened before\n\n%s\n", b.Reason)
+	}
+	if trailers := t.trailers(rig); len(trailers) > 0 {
+		fmt.Fprintf(&s, "\n# Trailers that end the message of each of your commits\n\n%s\n", strings.Join(trailers, "\n"))
 	}
 	if len(rig.Gates) > 0 {
 		s.WriteString("\n# Gates that your merged work must pass\n\n")

@@ -160,15 +160,24 @@ func (t *Town) mergeMessage(b *Bead, r *Rig) string {
 		m.WriteString("\n" + strings.TrimSpace(b.Summary) + "\n")
 	}
 	m.WriteString("\nBead: " + b.ID + "\nAgent: " + b.Rig + "/" + b.Agent + "\n")
+	for _, tr := range t.trailers(r) {
+		m.WriteString(tr + "\n")
+	}
+	return m.String()
+}
+
+// trailers are the last lines that a rig wants in messages of commits.
+func (t *Town) trailers(r *Rig) []string {
+	var out []string
 	for tr := range strings.SplitSeq(t.text("commit.trailers", nil, r), ";") {
 		if tr = strings.TrimSpace(tr); tr != "" && !strings.ContainsAny(tr, "\n\r") {
-			m.WriteString(tr + "\n")
+			out = append(out, tr)
 		}
 	}
 	if t.text("commit.signoff", nil, r) == "true" {
-		m.WriteString("Signed-off-by: " + t.text("commit.author", nil, r) + "\n")
+		out = append(out, "Signed-off-by: "+t.text("commit.author", nil, r))
 	}
-	return m.String()
+	return out
 }
 
 func (t *Town) cleanupEffects(now Time, add adder) {

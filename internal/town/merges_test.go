@@ -354,6 +354,15 @@ func TestTheMergeMessageNamesBeadAndAgent(t *testing.T) {
 			t.Errorf("%q is missing in\n%s", want, a.Message)
 		}
 	}
+	d.bead("web-bbbbb", func(c *CreateBead) {})
+	wanted := d.town.Desired().Runs
+	if len(wanted) == 0 {
+		t.Fatal("no run was told")
+	}
+	want := "\nReviewed-by: nobody\nTeam: web\nSigned-off-by: Ann <ann@example.org>\n"
+	if p := wanted[len(wanted)-1].Prompt; !strings.Contains(p, want) {
+		t.Errorf("%q is missing in the prompt\n%s", want, p)
+	}
 	if a.Name != "Ann" || a.Address != "ann@example.org" || a.When == 0 {
 		t.Fatalf("%+v", a)
 	}

@@ -121,6 +121,7 @@ type Prime struct {
 	Target   string    `json:"target"`
 	Previous string    `json:"previous,omitempty"` // commit of the last attempt, for conflicts
 	Gates    []string  `json:"gates,omitempty"`
+	Trailers []string  `json:"trailers,omitempty"` // last lines of the message of each commit
 	Rules    string    `json:"rules"`
 }
 

@@ -43,8 +43,9 @@ type assignment struct {
 		Title string `json:"title"`
 		Body  string `json:"body"`
 	} `json:"bead"`
-	Attempt int    `json:"attempt"`
-	Reason  string `json:"reason"`
+	Attempt  int      `json:"attempt"`
+	Reason   string   `json:"reason"`
+	Trailers []string `json:"trailers"` // of each commit
 }
 
 // run does the whole turn. An error is for the person who reads the transcript.
@@ -174,7 +175,11 @@ func (t *turn) commit(ctx context.Context, as assignment) error {
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		return err
 	}
-	if _, err := t.git(ctx, "commit", "-q", "-m", title(as)); err != nil {
+	args := []string{"commit", "-q", "-m", title(as)}
+	for _, tr := range as.Trailers {
+		args = append(args, "--trailer="+tr)
+	}
+	if _, err := t.git(ctx, args...); err != nil {
 		return err
 	}
 	t.say("Committed.\n")
