@@ -212,7 +212,7 @@ func (d *mortalDriver) Exits() <-chan sandbox.Ref { return nil }
 type mortalTokens struct{ p *process }
 
 func (t *mortalTokens) Sandbox(_ context.Context, ref hall.TownRef, gen int64, at town.Time) ([]byte, error) {
-	return outer(t.p, "token", func() ([]byte, error) { return fmt.Appendf(nil, "%s.%d.%d", ref.ID, gen, at), nil })
+	return outer(t.p, "token", func() ([]byte, error) { t.p.w.tokens++; return fmt.Appendf(nil, "%s.%d.%d", ref.ID, gen, at), nil })
 }
 
 // mortalHub is the hub as one life of the server sees it.

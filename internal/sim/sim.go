@@ -80,7 +80,8 @@ type world struct {
 	commits    int64
 	crashes    int64
 	renewals   int64
-	restless   bool // faults and people are active
+	tokens     int64 // issued
+	restless   bool  // faults and people are active
 }
 
 // Run plays one run to its end.

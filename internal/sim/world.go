@@ -13,10 +13,14 @@ import (
 	"gastown/internal/sandbox"
 )
 
+// span is a stretch of time in milliseconds.
+type span struct{ from, to int64 }
+
 // boxes are the sandboxes that really exist.
 type boxes struct {
 	w      *world
-	by     map[string]*box // by town: the newest generation
+	by     map[string]*box   // by town: the newest generation
+	lived  map[string][]span // by town: when sandboxes ran
 	starts int64
 }
 
@@ -26,12 +30,15 @@ type box struct {
 	town    string
 	gen     int64
 	running bool
+	since   time.Time
 	ended   string    // why it ended
 	unused  time.Time // since when nothing that was committed wants it awake; zero while something does
 	runner  *runner
 }
 
-func newBoxes(w *world) *boxes { return &boxes{w: w, by: map[string]*box{}} }
+func newBoxes(w *world) *boxes {
+	return &boxes{w: w, by: map[string]*box{}, lived: map[string][]span{}}
+}
 
 func (b *boxes) start(s sandbox.Spec) (sandbox.Ref, error) {
 	ref := sandbox.Ref{Driver: "sim", Town: s.Town, Generation: s.Generation, ID: "box"}
@@ -49,7 +56,7 @@ func (b *boxes) start(s sandbox.Spec) (sandbox.Ref, error) {
 		}
 	}
 	b.starts++
-	n := &box{w: b.w, town: s.Town, gen: s.Generation, running: true}
+	n := &box{w: b.w, town: s.Town, gen: s.Generation, running: true, since: b.w.now}
 	b.by[s.Town] = n
 	n.runner = newRunner(n)
 	awake := 0
@@ -76,6 +83,7 @@ func (x *box) end(why string, told bool) {
 		return
 	}
 	x.running, x.ended = false, why
+	x.w.boxes.lived[x.town] = append(x.w.boxes.lived[x.town], span{x.since.UnixMilli(), x.w.now.UnixMilli()})
 	if p := x.w.server(); told && p != nil {
 		p.Go(func() { p.hall.Exited(sandbox.Ref{Driver: "sim", Town: x.town, Generation: x.gen}) })
 	}
