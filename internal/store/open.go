@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -122,19 +123,43 @@ func open(ctx context.Context, dir string, opts Options) (*SQLite, error) {
 	return s, nil
 }
 
+// lockWait is how long the lock of a holder that is dead may linger.
+const lockWait = 5 * time.Second
+
+// alive reports whether the process that a lock file names may exist.
+func alive(holder string) bool {
+	var pid int
+	if _, err := fmt.Sscanf(holder, "pid %d ", &pid); err != nil || pid <= 0 {
+		return true
+	}
+	p, err := os.FindProcess(pid)
+	return err == nil && !errors.Is(p.Signal(syscall.Signal(0)), os.ErrProcessDone)
+}
+
 // takeLock holds DIR/gastown.lock, or says who does.
 func takeLock(dir string, now time.Time) (*flock.Flock, error) {
 	path := filepath.Join(dir, lockName)
 	lock := flock.New(path, flock.SetPermissions(0o600))
 	ok, err := lock.TryLock()
+	who := "another process"
+	if err == nil && !ok {
+		if text, err := os.ReadFile(path); err == nil && len(text) > 0 {
+			who = strings.TrimSpace(string(text))
+		}
+		if !alive(who) {
+			// A child that the dead holder was just forking may hold its lock until it
+			// begins its own program.
+			wait, cancel := context.WithTimeout(context.Background(), lockWait)
+			defer cancel()
+			if ok, err = lock.TryLockContext(wait, lockWait/100); wait.Err() != nil {
+				err = nil
+			}
+		}
+	}
 	if err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "locking %s", path)
 	}
 	if !ok {
-		who := "another process"
-		if text, err := os.ReadFile(path); err == nil && len(text) > 0 {
-			who = strings.TrimSpace(string(text))
-		}
 		return nil, errs.New(errs.Conflict, "the data directory %s is in use by %s", dir, who).
 			WithHint("stop that server or choose another directory")
 	}

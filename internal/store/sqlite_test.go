@@ -5,10 +5,13 @@ import (
 	"database/sql"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gofrs/flock"
 
 	"gastown/internal/errs"
 	"gastown/internal/store"
@@ -108,6 +111,32 @@ func everything(t *testing.T, s store.Store) string {
 	meta, _, err := s.Meta(ctx, "k")
 	add(meta, err)
 	return b.String()
+}
+
+func TestTheLockOfADeadServerMayLingerForAMoment(t *testing.T) {
+	dir := t.TempDir()
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "gastown.lock")
+	child := flock.New(path) // as a child has it that the server was just forking when it was killed
+	if ok, err := child.TryLock(); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if err := os.WriteFile(path, fmt.Appendf(nil, "pid %d on here since now\n", dead.Process.Pid), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unlocked := make(chan error, 1)
+	time.AfterFunc(50*time.Millisecond, func() { unlocked <- child.Unlock() })
+	s, err := store.Open(t.Context(), dir, small)
+	if err != nil {
+		t.Fatalf("a dead server's lock: %v", err)
+	}
+	closeStore(t, s)
+	if err := <-unlocked; err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestSecondServerIsRefusedAndToldWhoIsFirst(t *testing.T) {
