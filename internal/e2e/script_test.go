@@ -9,7 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"syscall"
 	"testing"
 	"time"
@@ -124,10 +124,12 @@ func serverPID(l app.Location) string {
 // until TEXT gastown why acme.
 func untilPrinted(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) < 2 {
-		ts.Fatalf("usage: until TEXT COMMAND...")
+		ts.Fatalf("usage: until PATTERN COMMAND...")
 	}
+	pattern, err := regexp.Compile(args[0])
+	ts.Check(err)
 	pollScript(ts, args[0], func() bool {
-		return ts.Exec(args[1], args[2:]...) == nil && strings.Contains(ts.ReadFile("stdout"), args[0])
+		return ts.Exec(args[1], args[2:]...) == nil && pattern.MatchString(ts.ReadFile("stdout"))
 	})
 }
 
