@@ -292,6 +292,9 @@ func (t *Town) retry(now Time, in Retry) error {
 		return nil
 	}
 	if b := t.beads[in.ID]; b != nil {
+		if b.Status == BeadClosed { // a slip would do work again that is merged
+			return errs.New(errs.Conflict, "bead %s is closed: there is nothing to retry", b.ID).WithHint("to have it done again: gastown bead reopen %s", b.ID)
+		}
 		if b.Status.Terminal() || b.Escalated {
 			return t.reopenBead(now, ReopenBead{By: by, Bead: b.ID})
 		}

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gastown/internal/errs"
 )
 
 var oneGate = Gate{Name: "test", Command: "true", Timeout: time.Minute}
@@ -366,4 +368,19 @@ func TestTheMergeMessageNamesBeadAndAgent(t *testing.T) {
 	if a.Name != "Ann" || a.Address != "ann@example.org" || a.When == 0 {
 		t.Fatalf("%+v", a)
 	}
+}
+
+func TestARetryLeavesClosedWorkAlone(t *testing.T) {
+	d := newDriver(t)
+	d.perform = false
+	d.rig()
+	d.bead("web-aaaaa", func(c *CreateBead) { c.Staged = true })
+	d.do(CloseBead{By: "ann", Bead: "web-aaaaa", Reason: "done by hand"})
+	err := d.try(Retry{By: "ann", ID: "web-aaaaa"})
+	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "gastown bead reopen web-aaaaa") {
+		t.Fatalf("got %v", err)
+	}
+	d.wantBead("web-aaaaa", BeadClosed)
+	d.do(ReopenBead{By: "ann", Bead: "web-aaaaa"})
+	d.wantBead("web-aaaaa", BeadOpen)
 }
