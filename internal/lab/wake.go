@@ -22,6 +22,10 @@ import (
 // stepFor bounds one step of one town: a bead, or falling asleep.
 const stepFor = time.Minute
 
+// restFor passes before each sling, so that it does not meet what the last run
+// left to be tidied up, or a spare worktree in the making.
+const restFor = time.Second
+
 // WakeOptions say how to measure the way from sling to agent.
 type WakeOptions struct {
 	Place      *Place
@@ -179,6 +183,9 @@ func (w *waker) asleep(ctx context.Context, name string) error {
 func (w *waker) sling(ctx context.Context, name string, step int) (sample, error) {
 	b, err := w.c.CreateBead(ctx, name, api.CreateBead{Rig: "web", Title: fmt.Sprintf("step %d", step), Staged: true, Body: "```sh end=no_change\ntrue\n```\n"})
 	if err != nil {
+		return sample{}, err
+	}
+	if err := wait(ctx, restFor); err != nil {
 		return sample{}, err
 	}
 	begin := time.Now()
