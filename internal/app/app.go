@@ -70,7 +70,7 @@ type Config struct {
 	NotifyPrivate  bool          // webhooks may go to private addresses
 	TLSCert        string        // files; both or none
 	TLSKey         string
-	InsecureListen bool   // allow listening beyond loopback without TLS or isolation
+	InsecureListen bool   // allow listening beyond loopback without TLS
 	Program        string // runs inside sandboxes; "" is this program
 	Version        string
 	Log            *slog.Logger
@@ -178,19 +178,19 @@ func (c Config) check() error {
 	return c.checkListen()
 }
 
-// checkListen refuses addresses that others can reach: with the process driver
-// agents run as the server's own user, and without TLS the token travels openly.
+// checkListen refuses addresses that others can reach without TLS: the token
+// would travel openly.
 func (c Config) checkListen() error {
 	host, _, err := net.SplitHostPort(c.Listen)
 	if err != nil {
 		return errs.New(errs.Invalid, "%q is not an address to listen on", c.Listen).WithHint("give --listen like 127.0.0.1:7070")
 	}
 	ip := net.ParseIP(host)
-	if c.InsecureListen || host == "localhost" || ip != nil && ip.IsLoopback() {
+	if c.InsecureListen || c.TLSCert != "" || host == "localhost" || ip != nil && ip.IsLoopback() {
 		return nil
 	}
-	return errs.New(errs.Invalid, "%s can be reached from other machines, and agents run as your own user without isolation", c.Listen).
-		WithHint("listen on 127.0.0.1, or give --insecure-listen if you trust everybody who can reach it")
+	return errs.New(errs.Invalid, "%s can be reached from other machines, to which the token would travel in the clear", c.Listen).
+		WithHint("listen on 127.0.0.1, give --tls-cert and --tls-key, or give --insecure-listen if you trust everybody on the way")
 }
 
 // wire makes hall and server over the parts.

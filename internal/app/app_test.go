@@ -21,7 +21,7 @@ func TestListeningBeyondThisMachineIsRefusedUnlessAskedFor(t *testing.T) {
 		{"192.168.1.5:7070", false, false, false}, {"example.com:7070", false, false, false},
 		{"127.0.0.1.example.com:0", false, false, false}, {"7070", false, true, false}, {"", false, false, false},
 		{":7070", false, true, true}, {":7070", true, true, true},
-		{":7070", true, false, false}, // TLS does not isolate the agents
+		{":7070", true, false, true}, {"192.168.1.5:7070", true, false, true},
 	} {
 		cfg := Config{Listen: c.listen, InsecureListen: c.insecure}
 		if c.tls {

@@ -56,7 +56,7 @@ leaves them at once.`,
 	fl.BoolVar(&f.notifyPrivate, "notify-private", false, "webhooks may go to private addresses")
 	fl.StringVar(&f.cert, "tls-cert", "", "file with the certificate")
 	fl.StringVar(&f.key, "tls-key", "", "file with its key")
-	fl.BoolVar(&f.insecure, "insecure-listen", false, "listen beyond this machine all the same: agents run as your own user")
+	fl.BoolVar(&f.insecure, "insecure-listen", false, "listen beyond this machine without TLS")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	return cmd
