@@ -18,6 +18,10 @@
 // per town, and an asleep town without effects under way leaves memory within
 // Config.KeepIdle.
 //
+// What is looked at when follows from the clock and the store alone, so a process
+// that is restarted all the time forgets nothing: slices of idle towns, the beats
+// of towns with an interval of their own, housekeeping at the full hour.
+//
 // Alarms: the loop (Start, Stop, or Step for a simulator) claims due towns from
 // the store and ticks them, looks at running towns in memory without a write,
 // and at all others by a read-only query per slice. A town whose load, rules or

@@ -13,7 +13,6 @@ import (
 	"pgregory.net/rapid"
 
 	"gastown/internal/hall"
-	"gastown/internal/sandbox/sandboxtest"
 	"gastown/internal/store"
 	"gastown/internal/store/storetest"
 	"gastown/internal/town"
@@ -324,13 +323,14 @@ func TestAFailingTownShowsItsErrorAndSlowsNobody(t *testing.T) {
 	})
 }
 
-// TestNothingElseWakes does to a sleeping town what people and servers do all day.
-func TestNothingElseWakes(t *testing.T) {
-	t.Parallel()
-	type act struct {
-		writes int64 // that it may cost: what the caller asked to store
-		do     func(f *fixture, id string) error
-	}
+// act is something that people or servers do all day.
+type act struct {
+	writes int64 // that it may cost: what the caller asked to store
+	do     func(f *fixture, id string) error
+}
+
+// harmless are the acts that may wake no town.
+func harmless() map[string]act {
 	input := func(in town.Input) func(*fixture, string) error {
 		return func(f *fixture, id string) error { return f.h.Do(f.t.Context(), id, in) }
 	}
@@ -347,7 +347,7 @@ func TestNothingElseWakes(t *testing.T) {
 			return f.h.View(f.t.Context(), id, func(t *town.Town, now time.Time) error { fn(t, now); return nil })
 		}
 	}
-	acts := map[string]act{
+	return map[string]act{
 		"a view": {0, view(func(t *town.Town, _ time.Time) { t.Beads() })},
 		"why":    {0, view(func(t *town.Town, now time.Time) { t.WhyTown(now) })},
 		"usage":  {0, view(func(t *town.Town, now time.Time) { t.Usage(now) })},
@@ -371,7 +371,7 @@ func TestNothingElseWakes(t *testing.T) {
 			}
 		}},
 		"a long poll of an old runner": {0, func(f *fixture, id string) error {
-			if _, _, err := f.h.Desired(f.t.Context(), id, 0, 0); err == nil {
+			if _, _, err := f.h.Desired(f.t.Context(), id, 1, 0); err == nil {
 				return errors.New("it was answered")
 			}
 			return nil
@@ -386,7 +386,7 @@ func TestNothingElseWakes(t *testing.T) {
 		"a token exchanged":         {0, refused(town.Exchange{Generation: 1})},
 		"a late hello":              {0, refused(town.Hello{Generation: 1, Stream: "s"})},
 		"mail to nobody":            {0, refused(town.NudgeBead{By: "tester", Bead: "house-nosuch", Text: "hi"})},
-		"the end of an old sandbox": {0, input(town.SandboxExited{Generation: 0, Reason: "evicted"})},
+		"the end of an old sandbox": {0, input(town.SandboxExited{Generation: 1, Reason: "evicted"})},
 		"a place that is free":      {0, input(town.SlotFree{})},
 		"restarts of the server": {0, func(f *fixture, _ string) error {
 			for i := range 20 {
@@ -398,7 +398,12 @@ func TestNothingElseWakes(t *testing.T) {
 		}},
 		"sweeps and housekeeping": {0, func(*fixture, string) error { sleep(5 * time.Hour); return nil }},
 	}
-	for name, a := range acts {
+}
+
+// TestNothingElseWakes does it all to a sleeping town.
+func TestNothingElseWakes(t *testing.T) {
+	t.Parallel()
+	for name, a := range harmless() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
@@ -406,7 +411,16 @@ func TestNothingElseWakes(t *testing.T) {
 				id := f.town("house")
 				f.h.Start(t.Context())
 				defer func() { f.stop() }()
-				sleep(4 * time.Minute) // the first sweep is over
+				f.must(f.h.Do(t.Context(), id, town.Resume{By: "tester", For: time.Second}))
+				synctest.Wait()
+				f.hello(id)
+				f.must(f.h.Do(t.Context(), id, town.Pause{By: "tester", Now: true}))
+				f.must(f.h.Do(t.Context(), id, town.Resume{By: "tester"}))
+				sleep(100 * time.Minute) // it sleeps, the token of its sandbox is old, and all sweeps are over
+				if h := f.head(id); h.Sandbox != store.Asleep || h.Generation != 1 || h.DueAt != 0 {
+					t.Fatalf("it does not sleep: %+v", h)
+				}
+				d.ForgetCalls()
 				writes, loads := f.store.Stats().Jobs, f.h.Metrics().Loads.Load()
 				f.must(a.do(f, id))
 				done, loaded := f.store.Stats().Jobs, f.h.Metrics().Loads.Load()
@@ -431,77 +445,4 @@ func TestNothingElseWakes(t *testing.T) {
 			})
 		})
 	}
-}
-
-// again is a restart that keeps the outside world and the sum of loads.
-func (f *fixture) again(boot string) {
-	f.cfg.Boot = boot
-	loads := f.h.Metrics().Loads.Load()
-	f.h = hall.New(f.cfg)
-	f.h.Metrics().Loads.Store(loads)
-	f.h.Start(f.t.Context())
-}
-
-func TestAServerKilledWhileASandboxGoesToSleepFinishesTheJob(t *testing.T) {
-	t.Parallel()
-	for _, state := range []string{"draining", "stopping"} {
-		t.Run(state, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				f, d := boxes(t)
-				f.h.Start(t.Context())
-				id := f.awake("house")
-				if state == "stopping" {
-					d.Break("stop", id, 1, sandboxtest.Hang, nil) // the process dies before the driver answers
-				}
-				f.must(f.h.Do(t.Context(), id, town.Pause{By: "tester", Now: true}))
-				if state == "stopping" {
-					sleep(31 * time.Second) // the drain timed out
-				}
-				if got := f.head(id).Sandbox; got != state {
-					t.Fatalf("the sandbox is %s", got)
-				}
-				kill(f.h)
-				stops := d.Count("stop", id)
-				time.Sleep(time.Minute)
-				f.again("boot2")
-				defer f.stop()
-				sleep(2 * time.Minute)
-				if got := f.head(id).Sandbox; got != store.Asleep || d.Running(id) != 0 {
-					t.Fatalf("the sandbox is %s, generation %d runs", got, d.Running(id))
-				}
-				if d.Count("stop", id) == stops {
-					t.Error("the driver was not asked to stop it again")
-				}
-				c, err := f.store.SlotCounts(t.Context())
-				f.must(err)
-				if c != (store.SlotCounts{}) {
-					t.Errorf("slots %+v", c)
-				}
-				asleep, err := f.store.Ledger(t.Context(), id, store.LedgerQuery{Kind: "sandbox.asleep"})
-				f.must(err)
-				if len(asleep) != 1 || !strings.Contains(string(asleep[0].Body), "put to sleep by tester") {
-					t.Errorf("the ledger says %d times that it sleeps: %v", len(asleep), asleep)
-				}
-				starts, writes := d.Count("start", id), f.store.Stats().Jobs
-				sleep(2 * time.Hour)
-				if d.Count("start", id) != starts || f.store.Stats().Jobs != writes {
-					t.Error("something woke it, or wrote, afterwards")
-				}
-				f.must(f.h.Do(t.Context(), id, town.Resume{By: "tester", For: time.Minute}))
-				sleep(time.Second)
-				if d.Running(id) != 2 {
-					t.Errorf("after resume generation %d runs", d.Running(id))
-				}
-			})
-		})
-	}
-}
-
-// kill ends a hall as a killed process ends: what it had begun is cut off.
-func kill(h *hall.Hall) {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	h.Stop(ctx)
-	synctest.Wait()
 }
