@@ -72,10 +72,24 @@ func (n *inn) open(towns int) {
 }
 
 func (n *inn) turn(id string) int {
-	if _, ok := n.begun[id]; ok {
+	if _, ok := n.start(id); ok {
 		return 0
 	}
 	return 1
+}
+
+func (n *inn) start(id string) (time.Time, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	at, ok := n.begun[id]
+	return at, ok
+}
+
+// turns is how many towns had their turn.
+func (n *inn) turns() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.begun)
 }
 
 // serve lets sandboxes speak and sleep until a number of towns had their turn.
@@ -92,7 +106,8 @@ func (n *inn) serve(until int) {
 		heads, err := n.f.store.AwakeTowns(ctx)
 		n.f.must(err)
 		for _, h := range heads {
-			age := time.Since(n.begun[h.ID])
+			at, _ := n.start(h.ID)
+			age := time.Since(at)
 			switch {
 			case h.Sandbox == "starting" && age >= 300*time.Millisecond:
 				n.f.hello(h.ID)
@@ -100,11 +115,11 @@ func (n *inn) serve(until int) {
 				n.f.must(n.f.h.Do(ctx, h.ID, town.Pause{By: "tester", Now: true}))
 			}
 		}
-		if len(n.begun) >= until {
+		if n.turns() >= until {
 			return
 		}
 	}
-	n.f.t.Fatalf("only %d of %d towns were started", len(n.begun), len(n.ids))
+	n.f.t.Fatalf("only %d of %d towns were started", n.turns(), len(n.ids))
 }
 
 func (n *inn) position(id string) (p int, why string) {
@@ -127,8 +142,8 @@ func TestManyTownsStartInTheOrderOfTheirWaitingWithinTheLimits(t *testing.T) {
 			defer func() { f.stop() }()
 			n := &inn{f: f}
 			n.open(200)
-			if len(n.begun) != 2 {
-				t.Fatalf("%d sandboxes start in the first moment", len(n.begun))
+			if n.turns() != 2 {
+				t.Fatalf("%d sandboxes start in the first moment", n.turns())
 			}
 			sleep(16 * time.Second) // everyone has asked again and knows how many wait
 			last := n.ids[199]
@@ -152,6 +167,8 @@ func TestManyTownsStartInTheOrderOfTheirWaitingWithinTheLimits(t *testing.T) {
 				}
 				before = now
 			}
+			n.mu.Lock()
+			defer n.mu.Unlock()
 			if n.most > 5 {
 				t.Errorf("%d sandboxes at once", n.most)
 			}
