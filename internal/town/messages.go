@@ -32,8 +32,9 @@ func (t *Town) hello(now Time, in Hello) error {
 		s.Stream, s.Seq = in.Stream, 0
 	}
 	s.LastSeen, s.HelloBy, s.Extended = now, 0, 0
-	if s.HelloAt == 0 {
-		s.HelloAt = now // the first: a runner that only says hello again gives its runs no more time
+	first := s.HelloAt == 0
+	if first {
+		s.HelloAt = now // a runner that only says hello again gives its runs and gates no more time
 	}
 	t.mark(kindTown, t.info.ID)
 	if s.State == SandboxStarting {
@@ -42,6 +43,9 @@ func (t *Town) hello(now Time, in Hello) error {
 		t.dropClaim("sandbox/start")
 	}
 	t.adoptRuns(now)
+	if !first {
+		return nil
+	}
 	for _, id := range t.gating() {
 		b := t.beads[id]
 		t.edit(b, now, func() { b.Merge.Deadline = now.Add(t.gatesLimit(t.rigs[b.Rig])) })
@@ -91,7 +95,11 @@ func (t *Town) report(now Time, in Reports, p Report) {
 		return
 	case ReportStarted, ReportEnded, ReportCheckpoint, ReportNudged:
 	default:
-		t.log(now, "report.unknown", t.info.Name, "", "a report of kind "+plain(string(p.Kind), 40)+" was ignored")
+		// Anything in a sandbox may send these without end: the first is enough to see it.
+		if s := &t.info.Sandbox; !s.Unknown {
+			s.Unknown = true
+			t.log(now, "report.unknown", t.info.Name, "", "a report of kind "+plain(string(p.Kind), 40)+" was ignored, as are others that are unknown")
+		}
 		return
 	}
 	r := t.fencedRun(in, p)

@@ -116,8 +116,11 @@ func TestForgivenessNeverShortensALease(t *testing.T) {
 func TestAnUnknownReportIsNotedAndIgnored(t *testing.T) {
 	d, _ := atWork(t)
 	d.report(Report{Kind: "tele\x00pathy"})
-	if d.count("report.unknown") != 1 {
-		t.Fatal("not noted")
+	for range 50 {
+		d.report(Report{Kind: "telepathy"}, Report{Kind: "clairvoyance"})
+	}
+	if n := d.count("report.unknown"); n != 1 {
+		t.Fatalf("noted %d times", n)
 	}
 	if last := d.ledger[len(d.ledger)-1]; strings.ContainsRune(last.Text, 0) {
 		t.Fatalf("%q", last.Text)
@@ -133,4 +136,40 @@ func TestDrainedCountsOnlyWhileDraining(t *testing.T) {
 	}
 	d.do(Pause{By: "ann", Now: true})
 	d.wantSandbox(SandboxDraining)
+}
+
+func TestCheckpointsReportedWithoutEndDoNotFillTheLedger(t *testing.T) {
+	d, r := atWork(t)
+	saved := func(n int) Report {
+		return Report{Kind: ReportCheckpoint, Run: r.ID, Epoch: r.Epoch, Ref: WipRef(r.Bead, r.Epoch), Commit: commitName(n)}
+	}
+	for n := range 50 {
+		d.report(saved(n), saved(n))
+	}
+	if n := d.count("run.checkpoint"); n != 1 {
+		t.Fatalf("%d entries at one moment", n)
+	}
+	if got := d.the("web-aaaaa").Checkpoint; got != commitName(49) {
+		t.Fatalf("the latest checkpoint is %s", got)
+	}
+	d.later(checkpointNoted)
+	d.report(saved(49)) // nothing new
+	if n := d.count("run.checkpoint"); n != 1 {
+		t.Fatalf("%d entries after a repeat", n)
+	}
+	d.report(saved(50))
+	if n := d.count("run.checkpoint"); n != 2 {
+		t.Fatalf("%d entries after a pause", n)
+	}
+}
+
+func TestARepeatedHelloGivesGatesNoMoreTime(t *testing.T) {
+	d := reviewed(t, nil, oneGate)
+	d.answer("merge/web-aaaaa/1/candidate", Candidate{Commit: commitName(8)})
+	until := d.wantMerge("web-aaaaa", MergeGating).Deadline
+	d.later(time.Minute)
+	d.do(Hello{Generation: d.gen(), Stream: "s2"})
+	if got := d.wantMerge("web-aaaaa", MergeGating).Deadline; got != until {
+		t.Fatalf("the gates got %s more", got.Sub(until))
+	}
 }

@@ -42,6 +42,7 @@ type Run struct {
 	LeaseUntil Time     `json:"lease_until,omitempty"` // 0 while its sandbox is not awake
 	Extended   int      `json:"extended,omitempty"`    // leases prolonged because nobody listened
 	PID        int      `json:"pid,omitempty"`
+	SavedAt    Time     `json:"saved_at,omitempty"` // of the checkpoint that the ledger told of last
 
 	Verdict Outcome `json:"verdict,omitempty"` // accepted verdict while draining
 	Stop    string  `json:"stop,omitempty"`    // why it must end, while draining

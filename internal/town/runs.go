@@ -367,12 +367,24 @@ const (
 // stopPatience is how long a draining run may take to end before it counts as ended.
 const stopPatience = time.Minute
 
+// checkpointNoted is how far apart the ledger's entries about checkpoints of a
+// run are at least: whatever runs in a sandbox may report them without end.
+const checkpointNoted = 10 * time.Second
+
 func (t *Town) checkpointed(r *Run, now Time, p Report) {
 	b := t.beads[r.Bead]
 	if b == nil || r.Verdict != "" || b.Epoch != r.Epoch || !commitRE.MatchString(p.Commit) || p.Ref != WipRef(b.ID, r.Epoch) {
 		return
 	}
+	if b.Checkpoint == p.Commit && b.CheckpointRef == p.Ref {
+		return
+	}
 	t.edit(b, now, func() { b.Checkpoint, b.CheckpointRef = p.Commit, p.Ref })
+	if r.SavedAt != 0 && now.Sub(r.SavedAt) < checkpointNoted {
+		return
+	}
+	r.SavedAt = now
+	t.mark(kindRun, r.ID)
 	t.log(now, "run.checkpoint", r.ID, r.Agent, short(p.Commit), "bead", r.Bead)
 }
 

@@ -56,8 +56,9 @@ type Sandbox struct {
 	Inspected   Time         `json:"inspected,omitempty"` // last answer of the driver while silent
 	TokenAt     Time         `json:"token_at,omitempty"`  // issue time of the current token
 	RenewAsked  bool         `json:"renew_asked,omitempty"`
-	Stream      string       `json:"stream,omitempty"` // of the runner's reports
-	Seq         int64        `json:"seq,omitempty"`    // last report taken from it
+	Stream      string       `json:"stream,omitempty"`  // of the runner's reports
+	Seq         int64        `json:"seq,omitempty"`     // last report taken from it
+	Unknown     bool         `json:"unknown,omitempty"` // the generation sent a report of unknown kind
 
 	Starts   int64 `json:"starts"`
 	Renewals int64 `json:"renewals"`

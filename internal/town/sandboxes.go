@@ -244,7 +244,7 @@ func (t *Town) admitted(now Time, a Admitted) {
 	s.Position, s.AdmitAt, s.StopReason = 0, 0, ""
 	s.StartedAt, s.TokenAt, s.AwakeBase = now, now, s.AwakeMS
 	s.HelloBy = now.Add(t.duration("sandbox.hello_timeout", nil, nil))
-	s.Stream, s.Seq, s.LastSeen, s.HelloAt, s.Inspected = "", 0, 0, 0, 0
+	s.Stream, s.Seq, s.Unknown, s.LastSeen, s.HelloAt, s.Inspected = "", 0, false, 0, 0, 0
 	s.LastHold, s.LastHoldWas, s.Extended, s.RenewAsked = 0, s.StartHold, 0, false
 	t.setSandbox(now, SandboxStarting, "")
 	for _, r := range t.runs {
