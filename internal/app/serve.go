@@ -63,7 +63,7 @@ func (a *App) Serve(ctx context.Context) error {
 // serveInside answers sandboxes: the same handler, without TLS.
 func (a *App) serveInside(ctx context.Context) error {
 	srv := &http.Server{Handler: a.server.Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(a.inside) }()
 	select {

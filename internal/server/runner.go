@@ -311,7 +311,8 @@ func (s *Server) transcripts(c *sandboxCall) error {
 		return errs.New(errs.Invalid, "a request carries at most %d events", maxChunks)
 	}
 	chunks := make([]store.Chunk, 0, len(in.Items))
-	runs := map[string]int64{} // to the epoch that was named with it
+	runs := map[string]int64{}    // to the epoch that was named with it
+	latest := s.now().UnixMilli() // what claims to be of the future would outlive its retention
 	for _, i := range in.Items {
 		if i.Seq < 1 || len(i.Kind) > 64 || len(i.Body) > maxTranscript {
 			return errs.New(errs.Invalid, "event %d of run %s is out of bounds", i.Seq, printable(i.Run, 60)).
@@ -321,7 +322,7 @@ func (s *Server) transcripts(c *sandboxCall) error {
 			return errs.New(errs.Invalid, "run %s has one epoch only", printable(i.Run, 60))
 		}
 		runs[i.Run] = i.Epoch
-		chunks = append(chunks, store.Chunk{Town: c.Town, Run: i.Run, Epoch: i.Epoch, Seq: i.Seq, At: i.At, Kind: printable(i.Kind, 64), Body: i.Body})
+		chunks = append(chunks, store.Chunk{Town: c.Town, Run: i.Run, Epoch: i.Epoch, Seq: i.Seq, At: min(i.At, latest), Kind: printable(i.Kind, 64), Body: i.Body})
 	}
 	if err := s.haveRuns(c, runs); err != nil {
 		return err

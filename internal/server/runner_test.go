@@ -138,7 +138,7 @@ func TestARunnerDoesABead(t *testing.T) {
 	}
 
 	items := []wire.TranscriptItem{{Run: run.ID, Epoch: run.Epoch, Seq: 1, At: 1000, Kind: "message", Body: json.RawMessage(`{"text":"hi"}`)},
-		{Run: run.ID, Epoch: run.Epoch, Seq: 2, At: 1001, Kind: "message", Body: json.RawMessage(`{"text":"ho"}`)}}
+		{Run: run.ID, Epoch: run.Epoch, Seq: 2, At: 1 << 60, Kind: "message", Body: json.RawMessage(`{"text":"ho"}`)}}
 	logs, stop := l.stream("/api/v1/beads/" + b.ID + "/logs")
 	defer stop()
 	l.callAs(token, "POST", wire.PathTranscripts, wire.TranscriptsRequest{Items: items}).want(200, nil)
@@ -159,6 +159,9 @@ func TestARunnerDoesABead(t *testing.T) {
 	l.call("GET", "/api/v1/beads/"+b.ID+"/transcript", nil).want(200, &page)
 	if len(page.Items) != 2 || string(page.Items[0].Body) != `{"text":"hi"}` {
 		t.Errorf("transcript %+v", page)
+	}
+	if at := page.Items[1].At; at.After(time.Now().Add(time.Hour)) {
+		t.Errorf("an event is of %s: its retention would never end", at)
 	}
 	items[0].Run = "web-zzzzz.1"
 	l.callAs(token, "POST", wire.PathTranscripts, wire.TranscriptsRequest{Items: items[:1]}).problem(422, errs.Invalid)
