@@ -181,11 +181,7 @@ func (a *invocation) whyCmd() *cobra.Command {
 }
 
 func (a *invocation) showWhyTown(w api.WhyTown) error {
-	text := w.Text
-	if !w.Until.IsZero() {
-		text += " (" + a.ago(w.Until) + ")"
-	}
-	if err := a.say("%s: sandbox %s: %s", cell(w.Town), cell(w.Sandbox.State), cell(text)); err != nil {
+	if err := a.say("%s: sandbox %s: %s", cell(w.Town), cell(w.Sandbox.State), cell(w.Text)); err != nil {
 		return err
 	}
 	var lines []string
@@ -196,7 +192,7 @@ func (a *invocation) showWhyTown(w api.WhyTown) error {
 		}
 		lines = append(lines, line)
 	}
-	if w.Sandbox.StartReason != "" {
+	if w.Sandbox.StartReason != "" && w.Sandbox.State != "queued" { // what a queued one is wanted for is in the text
 		lines = append(lines, fmt.Sprintf("generation %d was started for %s", w.Sandbox.Generation, w.Sandbox.StartReason))
 	}
 	for _, b := range w.Breakers {

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -28,12 +30,12 @@ func (a *invocation) usageCmd() *cobra.Command {
 		if len(args) > 1 {
 			return errs.New(errs.Invalid, "two towns are named: %s and %s", short40(args[0]), short40(args[1]))
 		}
-		all, err := usages(ctx, c, args)
-		if err != nil {
-			return err
+		all, failed := usages(ctx, c, args)
+		if failed != nil && len(all) == 0 {
+			return failed
 		}
 		if a.json {
-			return a.printJSON(all)
+			return errors.Join(a.printJSON(all), failed)
 		}
 		var rows [][]string
 		for _, u := range all {
@@ -42,7 +44,7 @@ func (a *invocation) usageCmd() *cobra.Command {
 				fmt.Sprint(u.Open), fmt.Sprint(u.Closed), fmt.Sprint(u.Failed), fmt.Sprint(u.Cancelled)})
 		}
 		if err := a.table("there is no town yet", []string{"TOWN", "STARTS", "AWAKE", "RENEWALS", "RUNS", "RUN TIME", "OPEN", "CLOSED", "FAILED", "CANCELLED"}, rows); err != nil || len(args) == 0 {
-			return err
+			return cmp.Or(err, failed)
 		}
 		return a.usageDays(all[0].Days)
 	}))
@@ -92,6 +94,8 @@ func (a *invocation) sandboxCmd() *cobra.Command {
 	return cmd
 }
 
+// usages asks for all towns, or those named. One that can't be read does not
+// hide the others: its error comes with them.
 func usages(ctx context.Context, c *client.Client, args []string) ([]api.Usage, error) {
 	names := args
 	if len(names) == 0 {
@@ -103,16 +107,21 @@ func usages(ctx context.Context, c *client.Client, args []string) ([]api.Usage, 
 			names = append(names, t.ID)
 		}
 	}
+	var failed error
 	out := []api.Usage{}
 	for _, n := range names {
 		u, err := c.Usage(ctx, n)
 		if errs.Is(err, errs.NotFound) && len(args) == 0 {
 			continue // deleted since it was listed
 		}
+		if errs.Is(err, errs.Internal) && len(args) == 0 {
+			failed = errs.New(errs.Internal, "a town is left out, because it can't be read").WithHint("gastown town list shows towns that fail, and why")
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, u)
 	}
-	return out, nil
+	return out, failed
 }

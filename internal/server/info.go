@@ -30,32 +30,38 @@ func (s *Server) registerServer() {
 type townCount struct {
 	mu    sync.Mutex // guards all below, and is held while counting
 	n     int
+	fails int // towns whose loop fails
 	until time.Time
 }
 
-func (s *Server) countTowns(ctx context.Context) (int, error) {
+func (s *Server) countTowns(ctx context.Context) (all, failing int, err error) {
 	c := &s.metrics.towns
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	begin := time.Now()
 	if begin.Before(c.until) {
-		return c.n, nil
+		return c.n, c.fails, nil
 	}
-	n, after := 0, ""
+	n, fails, after := 0, 0, ""
 	for {
 		heads, err := s.store.Heads(ctx, after, countPage)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		n += len(heads)
+		for _, h := range heads {
+			if h.Failing != "" {
+				fails++
+			}
+		}
 		if len(heads) < countPage {
 			break
 		}
 		after = heads[len(heads)-1].Name
 	}
 	took := time.Since(begin)
-	c.n, c.until = n, begin.Add(min(100*took, countKeep))
-	return n, nil
+	c.n, c.fails, c.until = n, fails, begin.Add(min(100*took, countKeep))
+	return n, fails, nil
 }
 
 func (s *Server) describeServer(ctx context.Context, _ *struct{}) (*body[api.Server], error) {
@@ -63,7 +69,7 @@ func (s *Server) describeServer(ctx context.Context, _ *struct{}) (*body[api.Ser
 	if err != nil {
 		return nil, err
 	}
-	towns, err := s.countTowns(ctx)
+	towns, _, err := s.countTowns(ctx)
 	if err != nil {
 		return nil, err
 	}

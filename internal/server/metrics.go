@@ -89,20 +89,16 @@ func (c *stateCollector) towns(ctx context.Context, gauge emit) {
 		return
 	}
 	n := map[string]int{store.Asleep: 0, "queued": 0, "starting": 0, "awake": 0, "draining": 0, "stopping": 0, "wedged": 0}
-	failing := 0
 	for _, h := range awake {
 		n[h.Sandbox]++
-		if h.Failing != "" {
-			failing++
-		}
 	}
-	if all, err := c.s.countTowns(ctx); err == nil {
+	if all, failing, err := c.s.countTowns(ctx); err == nil {
 		n[store.Asleep] = max(all-len(awake), 0)
+		gauge("gastown_towns_failing", "Towns whose loop fails.", float64(failing))
 	}
 	for state, count := range n {
 		gauge(name, help, float64(count), "sandbox", state)
 	}
-	gauge("gastown_towns_failing", "Towns with a sandbox whose loop fails.", float64(failing))
 	if slots, err := c.s.store.SlotCounts(ctx); err == nil {
 		for state, count := range map[string]int{store.SlotWaiting: slots.Waiting, store.SlotStarting: slots.Starting, store.SlotIsAwake: slots.Awake} {
 			gauge("gastown_slots", "Places for sandboxes.", float64(count), "state", state)

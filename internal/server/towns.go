@@ -8,6 +8,7 @@ import (
 	"gastown/internal/api"
 	"gastown/internal/errs"
 	"gastown/internal/hall"
+	"gastown/internal/store"
 	"gastown/internal/town"
 )
 
@@ -233,11 +234,23 @@ func (s *Server) whyTown(ctx context.Context, in *TownPath) (*body[api.WhyTown],
 		return nil, err
 	}
 	out := &body[api.WhyTown]{}
-	return out, s.hall.View(ctx, head.ID, func(t *town.Town, now time.Time) error {
+	err = s.hall.View(ctx, head.ID, func(t *town.Town, now time.Time) error {
 		out.Body = whyTownView(t, now)
-		out.Body.Failing = head.Failing
 		return nil
 	})
+	if errs.Is(err, errs.Internal) && head.Failing != "" {
+		out.Body, err = whyUnread(head), nil
+	}
+	out.Body.Failing = head.Failing
+	return out, err
+}
+
+// whyUnread answers for a town whose state can't be read, from its columns.
+func whyUnread(head store.Head) api.WhyTown {
+	return api.WhyTown{Town: head.Name, Mode: head.Status, State: head.Sandbox, NextWake: at(head.DueAt),
+		Text:    head.Sandbox + ", and nothing moves: its state can't be read; it is tried again by itself",
+		Sandbox: api.Sandbox{State: head.Sandbox, Generation: head.Generation},
+		Holds:   []api.Hold{}, Breakers: []api.Breaker{}, Claims: []api.Claim{}, Notices: []api.Notice{}}
 }
 
 func whyTownView(t *town.Town, now time.Time) api.WhyTown {
