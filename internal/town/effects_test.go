@@ -89,8 +89,11 @@ func TestATokenIsRenewedWhenItsIntervalIsOver(t *testing.T) {
 	}
 	d.report(Report{Kind: ReportHeartbeat})
 	d.later(time.Millisecond)
-	e := d.claim("token/renew")
+	e, issued := d.claim("token/renew"), d.town.info.Sandbox.TokenAt
 	d.do(EffectDone{Key: e.Key, ID: e.ID, Err: "the owner is suspended"})
+	if s := d.town.info.Sandbox; s.TokenAt != issued {
+		t.Fatalf("a failed renewal moved the time from %s to %s", issued, s.TokenAt)
+	}
 	if len(d.town.Effects(d.now)) != 0 || d.town.info.Sandbox.Renewals != 0 {
 		t.Fatal("a failure has no pause, or counted")
 	}

@@ -347,7 +347,12 @@ func (t *Town) townText(now Time, w TownReason) string {
 		for i, h := range w.Holds {
 			b.WriteString(map[bool]string{true: " for ", false: ", "}[i == 0] + t.holdText(h))
 		}
-		if w.GraceEnd != 0 {
+		switch {
+		case s.State == SandboxDraining || s.State == SandboxStopping || s.State == SandboxWedged:
+			if s.StopReason != "" {
+				b.WriteString(", because " + s.StopReason)
+			}
+		case w.GraceEnd != 0:
 			fmt.Fprintf(&b, ", in its grace until %s: %s ended at %s", w.GraceEnd, s.LastHoldWas, s.LastHold)
 		}
 		if t.info.Mode != ModeActive {
