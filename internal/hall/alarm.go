@@ -163,7 +163,7 @@ func (a *alarm) begin(now time.Time) {
 }
 
 // notice sees that nobody listened for a while: the loop is much later than it
-// meant to be, or its step takes very long. Inputs ask too, because one may be
+// meant to be, its step takes very long, or the clock was put back. Inputs ask too, because one may be
 // handled before the loop runs.
 func (a *alarm) notice(now time.Time) {
 	a.mu.Lock()
@@ -172,6 +172,9 @@ func (a *alarm) notice(now time.Time) {
 		meant = &a.ran // a step is under way
 	}
 	gap := !meant.IsZero() && now.Sub(*meant) > a.h.silenceFor()
+	if a.ran.Sub(now) > a.h.silenceFor() { // the clock was put back: stored times lie in the future
+		gap, a.ran = true, now
+	}
 	if gap {
 		a.boot, *meant = true, now
 	}

@@ -154,6 +154,9 @@ func (t *Town) unheard(now Time) {
 	again := now.Add(listenAgain)
 	s := &t.info.Sandbox
 	lease := t.duration("lease", nil, nil)
+	if gap := now.Sub(s.LastSeen); s.State == SandboxAwake && gap > lease {
+		t.notCounted(now, gap)
+	}
 	if s.Extended < maxForgiveness {
 		switch s.State {
 		case SandboxStarting:
@@ -177,5 +180,21 @@ func (t *Town) unheard(now Time) {
 			r.Extended++
 			t.mark(kindRun, r.ID)
 		}
+	}
+}
+
+// notCounted takes a time in which nobody listened off the time limits of runs
+// and gates: a laptop that slept did no work. The runner, whose clock stands
+// still meanwhile, keeps the limits itself.
+func (t *Town) notCounted(now Time, gap time.Duration) {
+	for _, r := range t.runs {
+		if r.SpawnedAt != 0 {
+			r.UnheardMS += gap.Milliseconds()
+			t.mark(kindRun, r.ID)
+		}
+	}
+	for _, id := range t.gating() {
+		b := t.beads[id]
+		t.edit(b, now, func() { b.Merge.Deadline = b.Merge.Deadline.Add(gap) })
 	}
 }

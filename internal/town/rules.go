@@ -62,6 +62,10 @@ func (t *Town) ruleClock(now Time) bool {
 		clamp(&r.LeaseUntil, max(lease, listenAgain), kindRun, id)
 		clamp(&r.CreatedAt, 0, kindRun, id)
 		clamp(&r.SpawnedAt, 0, kindRun, id)
+		if most := max(now.Sub(max(r.SpawnedAt, r.CreatedAt)).Milliseconds(), 0); r.UnheardMS < 0 || r.UnheardMS > most {
+			r.UnheardMS = most
+			t.mark(kindRun, id)
+		}
 		clamp(&r.StopAt, 0, kindRun, id)
 	}
 	for name, r := range t.rigs {
@@ -175,7 +179,7 @@ func (t *Town) runLimit(r *Run) Time {
 		}
 		since = max(r.CreatedAt, t.info.Sandbox.HelloAt)
 	}
-	return since.Add(t.duration("run.time_limit", t.beads[r.Bead], t.rigs[r.Rig]))
+	return since.Add(t.duration("run.time_limit", t.beads[r.Bead], t.rigs[r.Rig]) + time.Duration(r.UnheardMS)*time.Millisecond)
 }
 
 // ruleGatesOverdue gives a candidate whose gates never reported another try.

@@ -41,6 +41,7 @@ type Run struct {
 	IdleMS     int64    `json:"idle_ms,omitempty"`     // silence of the agent as of the latest heartbeat
 	LeaseUntil Time     `json:"lease_until,omitempty"` // 0 while its sandbox is not awake
 	Extended   int      `json:"extended,omitempty"`    // leases prolonged because nobody listened
+	UnheardMS  int64    `json:"unheard_ms,omitempty"`  // while it ran and nobody listened: not counted by its time limit
 	PID        int      `json:"pid,omitempty"`
 	SavedAt    Time     `json:"saved_at,omitempty"` // of the checkpoint that the ledger told of last
 

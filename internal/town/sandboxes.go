@@ -38,7 +38,7 @@ func (t *Town) holds(now Time) []Hold {
 	for _, r := range t.sortedRuns() {
 		limit := t.duration("run.time_limit", t.beads[r.Bead], t.rigs[r.Rig])
 		out = append(out, Hold{Reason: HoldRun, Subject: r.ID, Bead: r.Bead, Since: r.CreatedAt,
-			Until: cmp.Or(r.SpawnedAt, now).Add(limit + stopPatience)})
+			Until: cmp.Or(r.SpawnedAt, now).Add(limit + time.Duration(r.UnheardMS)*time.Millisecond + stopPatience)})
 	}
 	for _, id := range t.gating() {
 		m := t.beads[id].Merge
