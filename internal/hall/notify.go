@@ -137,9 +137,10 @@ func (m *Messenger) allowed(address string) error {
 }
 
 // shared reports address space that is global by the letter but leads inwards:
-// carrier-grade NAT, NAT64, and IPv4 in 6to4.
+// carrier-grade NAT, NAT64, site-local addresses, and IPv4 in 6to4, in Teredo and in IPv6 itself.
 func shared(ip netip.Addr) bool {
-	for _, p := range []string{"100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4", "0.0.0.0/8", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16"} {
+	for _, p := range []string{"100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4", "0.0.0.0/8", "192.88.99.0/24",
+		"64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "fec0::/10"} {
 		if netip.MustParsePrefix(p).Contains(ip) {
 			return true
 		}

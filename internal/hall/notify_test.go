@@ -78,7 +78,7 @@ func TestAWebhookDoesNotLeadInwards(t *testing.T) {
 	m := &hall.Messenger{Vault: newVault(t)}
 	for _, url := range []string{
 		inner.URL + "/x?secret=hunter2", "http://10.1.2.3/", "http://[::1]:80/", "http://169.254.169.254/", "http://[::ffff:127.0.0.1]/",
-		"http://100.64.0.1/", "http://0.0.0.0/", "http://[64:ff9b::7f00:1]/", strings.Replace(inner.URL, "127.0.0.1", "localhost", 1),
+		"http://100.64.0.1/", "http://0.0.0.0/", "http://[64:ff9b::7f00:1]/", "http://[::7f00:1]/", "http://[fec0::1]/", "http://[2001::1]/", strings.Replace(inner.URL, "127.0.0.1", "localhost", 1),
 	} {
 		err := m.Notify(t.Context(), someone, notice, url)
 		if err == nil || !strings.Contains(err.Error(), "may not go to") {
