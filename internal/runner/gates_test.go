@@ -54,6 +54,8 @@ func TestGatesRunInOrderUpToTheFirstFailure(t *testing.T) {
 	}
 	f.publish(func(d *town.Desired) { d.Heartbeat = 10 })
 	f.awaitReport(town.ReportHeartbeat, 0)
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if n := len(f.gates); n != 1 {
 		t.Errorf("the same candidate was checked %d times", n)
 	}
@@ -67,6 +69,8 @@ func TestACandidateThatCantBeFetchedIsInfrastructure(t *testing.T) {
 	})
 	f.begin(nil)
 	f.await("gates", func() bool { return len(f.gates) == 1 })
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if g := f.gates[0]; g.Infra == "" || len(g.Results) != 0 {
 		t.Errorf("%+v", g)
 	}
@@ -130,6 +134,8 @@ func TestDrainCancelsGatesWithoutAReport(t *testing.T) {
 	f.awaitPath(filepath.Join(f.disk, "begun"))
 	f.publish(func(d *town.Desired) { d.Drain = true })
 	f.awaitReport(town.ReportDrained, 0)
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if len(f.gates) != 0 {
 		t.Errorf("%+v", f.gates)
 	}

@@ -38,6 +38,8 @@ func TestARunFromTheDocumentToDone(t *testing.T) {
 	}
 	f.awaitStory("worktree_ready")
 	f.awaitStory("done was accepted")
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if n := len(f.verdicts); n != 1 {
 		t.Errorf("%d verdicts", n)
 	}

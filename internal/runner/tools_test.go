@@ -173,6 +173,8 @@ func TestNoChangeAndEscalateNeedAReason(t *testing.T) {
 	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeNoChange {
 		t.Errorf("ended: %+v", e)
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.verdicts[0].Text != "it works already" {
 		t.Errorf("verdict: %+v", f.verdicts[0])
 	}
@@ -195,6 +197,8 @@ func TestTheSameWordsAfterARefusalAreAnotherCall(t *testing.T) {
 	if text, failed := h.call("no_change", map[string]any{"reason": "same"}); failed {
 		t.Error(text)
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.verdicts[0].CallID == f.verdicts[1].CallID {
 		t.Error("both calls have the same id")
 	}
