@@ -384,3 +384,19 @@ func TestARetryLeavesClosedWorkAlone(t *testing.T) {
 	d.do(ReopenBead{By: "ann", Bead: "web-aaaaa"})
 	d.wantBead("web-aaaaa", BeadOpen)
 }
+
+func TestGatesAreNotOverdueForATimeInWhichNobodyListened(t *testing.T) {
+	d := newDriver(t)
+	d.rig(Gate{Name: "test", Command: "true"})
+	d.bead("web-aaaaa")
+	d.hello()
+	r := d.spawn("web-aaaaa")
+	d.done("web-aaaaa")
+	d.ended(r, OutcomeDone, "", "")
+	was := d.the("web-aaaaa").Merge.Deadline
+	d.now = d.now.Add(10 * time.Minute)
+	d.do(Unheard{})
+	if got := d.the("web-aaaaa").Merge.Deadline; got != was.Add(10*time.Minute) {
+		t.Fatalf("the deadline moved by %s", got.Sub(was))
+	}
+}
