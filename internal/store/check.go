@@ -2,6 +2,8 @@ package store
 
 import (
 	"hash/fnv"
+	"slices"
+	"time"
 
 	"gastown/internal/errs"
 )
@@ -46,6 +48,9 @@ func (c *Commit) Check() error {
 	if c.Slot < SlotKeep || c.Slot > SlotRelease {
 		return errs.New(errs.Invalid, "unknown slot change %d", c.Slot)
 	}
+	if err := CheckSpend(c.Spend); err != nil {
+		return err
+	}
 	for _, r := range c.Idem {
 		if err := r.check(); err != nil {
 			return err
@@ -60,6 +65,24 @@ func (c *Commit) Check() error {
 		return err
 	}
 	return CheckLedger(c.Ledger)
+}
+
+// CheckSpend refuses numbers that no one can have spent.
+func CheckSpend(spend []DaySpend) error {
+	for i, s := range spend {
+		if _, err := time.Parse(time.DateOnly, s.Day); err != nil || len(s.Day) != len(time.DateOnly) {
+			return errs.New(errs.Invalid, "%.20q is no day", s.Day)
+		}
+		for _, n := range []int64{s.Runs, s.AwakeMS, s.Tokens, s.Cost} {
+			if n < 0 || n > MaxSpend {
+				return errs.New(errs.Invalid, "nobody can spend %d on a day", n)
+			}
+		}
+		if slices.ContainsFunc(spend[:i], func(o DaySpend) bool { return o.Day == s.Day }) {
+			return errs.New(errs.Invalid, "day %s is named twice", s.Day)
+		}
+	}
+	return nil
 }
 
 // CheckCreate refuses a town that can't be created. First ledger seq is 1.

@@ -11,10 +11,11 @@ import (
 
 const (
 	headColumns = `id, name, owner, version, commit_id, created_at, ledger_seq,
- due_at, desired_rev, sandbox, generation, wanted, open, failing, status, idle_ms`
+ due_at, desired_rev, sandbox, generation, wanted, open, failing, status, idle_ms, waits_budget`
 	selectHead = `SELECT ` + headColumns + ` FROM towns WHERE id = ?`
 	// contradicts must be the condition of an index to the letter, or it is not used.
 	contradicts = `due_at IS NULL AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting' OR waits <> 0)`
+	selectDays  = `SELECT day, runs, awake_ms, tokens, cost FROM server_days`
 	selectSlots = `SELECT town, state, since, seen, at FROM slots`
 )
 
@@ -22,7 +23,7 @@ func headOf(v []driver.Value) Head {
 	return Head{ID: asText(v[0]), Name: asText(v[1]), Owner: asText(v[2]), Version: asInt(v[3]), CommitID: asText(v[4]),
 		CreatedAt: asInt(v[5]), LedgerSeq: asInt(v[6]),
 		Columns: Columns{DueAt: asInt(v[7]), DesiredRev: asInt(v[8]), Sandbox: asText(v[9]), Generation: asInt(v[10]),
-			Wanted: asInt(v[11]) != 0, Open: asInt(v[12]), Failing: asText(v[13]), Status: asText(v[14]), IdleMS: asInt(v[15])}}
+			Wanted: asInt(v[11]) != 0, Open: asInt(v[12]), Failing: asText(v[13]), Status: asText(v[14]), IdleMS: asInt(v[15]), WaitsBudget: asInt(v[16]) != 0}}
 }
 
 func slotOf(v []driver.Value) Slot {
@@ -199,6 +200,24 @@ func (s *SQLite) IdleOwn(ctx context.Context, from, to int64) (found []Head, lea
 // AwakeTowns implements Store.
 func (s *SQLite) AwakeTowns(ctx context.Context) ([]Head, error) {
 	return s.heads(ctx, `SELECT `+headColumns+` FROM towns WHERE sandbox <> 'asleep' ORDER BY id`)
+}
+
+// BudgetTowns implements Store.
+func (s *SQLite) BudgetTowns(ctx context.Context) ([]Head, error) {
+	return s.heads(ctx, `SELECT `+headColumns+` FROM towns WHERE waits_budget <> 0 ORDER BY id`)
+}
+
+// ServerDays implements Store.
+func (s *SQLite) ServerDays(ctx context.Context, from string, limit int) (out []DaySpend, err error) {
+	err = s.read(ctx, func(l *link) error {
+		return l.each(ctx, func(v []driver.Value) { out = append(out, dayOf(v)) },
+			selectDays+` WHERE day >= ? ORDER BY day LIMIT ?`, from, limitOf(limit))
+	})
+	return out, err
+}
+
+func dayOf(v []driver.Value) DaySpend {
+	return DaySpend{Day: asText(v[0]), Runs: asInt(v[1]), AwakeMS: asInt(v[2]), Tokens: asInt(v[3]), Cost: asInt(v[4])}
 }
 
 func (s *SQLite) rigs(ctx context.Context, q, arg string) (out []RigIndex, err error) {

@@ -19,6 +19,9 @@ var (
 	// recorded already with the same hash: answer from the record. Nothing was
 	// changed. (A key with another hash is an ordinary errs.Conflict.)
 	ErrReplay error = errs.New(errs.Conflict, "this request was answered before")
+	// ErrBudget refuses a commit because its runs would pass the server's limit
+	// for the runs of a day: reload with that day's totals. Nothing was changed.
+	ErrBudget error = errs.New(errs.Conflict, "the server's runs of this day are used up")
 )
 
 // Values of Columns that the store itself understands. All others are text.
@@ -51,6 +54,8 @@ type Columns struct {
 	Failing    string // last error of the town's loop, "" when healthy
 	Status     string // active|paused|sleeping|deleting
 	IdleMS     int64  // the town's own idle interval; 0 = the server's
+
+	WaitsBudget bool // work waits for a budget: a boot with other limits must look
 }
 
 // Contradicts reports columns that no healthy town has: something is left to do
@@ -113,6 +118,25 @@ type RigIndex struct {
 	Removed           bool
 }
 
+// DaySpend is what was spent on one day in UTC: by a commit, or by the whole
+// server so far. Numbers are not negative and never rise above MaxSpend.
+type DaySpend struct {
+	Day     string // 2006-01-02
+	Runs    int64  // started
+	AwakeMS int64  // of sandboxes
+	Tokens  int64
+	Cost    int64 // millionths of a dollar
+}
+
+// MaxSpend is where totals stop rising, so that two of them can be added.
+const MaxSpend = 4e18
+
+// Add returns the sum of two totals of a day.
+func (d DaySpend) Add(o DaySpend) DaySpend {
+	sum := func(a, b int64) int64 { return min(a+b, MaxSpend) }
+	return DaySpend{d.Day, sum(d.Runs, o.Runs), sum(d.AwakeMS, o.AwakeMS), sum(d.Tokens, o.Tokens), sum(d.Cost, o.Cost)}
+}
+
 // Commit is one transaction on one town. Columns replace the old ones whole.
 type Commit struct {
 	Town     string
@@ -125,6 +149,8 @@ type Commit struct {
 	Idem     []Idem
 	Slot     SlotChange
 	Rigs     []RigIndex
+	Spend    []DaySpend // added to the totals of the server's days, each day at most once
+	MaxRuns  int64      // more runs on a day of Spend that has any are ErrBudget; 0 = no limit
 }
 
 // LedgerQuery selects entries with After < Seq < Before (0 = no bound), oldest
@@ -199,8 +225,8 @@ type Store interface {
 	Load(ctx context.Context, id string, since int64) (Head, []Row, error)
 	// Commit applies c if the town is at version c.Expect and returns the new
 	// version. Errors: ErrVersion, ErrReplay, ErrUnknown, Conflict for a taken
-	// prefix or an idempotency key with another hash, NotFound, Invalid,
-	// Unavailable.
+	// prefix or an idempotency key with another hash, ErrBudget, NotFound,
+	// Invalid, Unavailable.
 	Commit(ctx context.Context, c Commit) (int64, error)
 	// CommitKnown reports whether commitID is the town's last commit. False
 	// does not prove that the commit was lost: a later one may have followed.
@@ -224,6 +250,11 @@ type Store interface {
 	IdleOwn(ctx context.Context, from, to int64) (found []Head, least int64, err error)
 	// AwakeTowns lists towns whose sandbox is not asleep, by id.
 	AwakeTowns(ctx context.Context) ([]Head, error)
+	// BudgetTowns lists towns in which work waits for a budget, by id.
+	BudgetTowns(ctx context.Context) ([]Head, error)
+	// ServerDays lists the totals of the server's days from a day on, in order.
+	// Days on which nothing was spent are left out. Limit 0 means 100.
+	ServerDays(ctx context.Context, from string, limit int) ([]DaySpend, error)
 	// FindRig lists the towns that have a rig of this name, by town.
 	FindRig(ctx context.Context, rig string) ([]RigIndex, error)
 	// FindPrefix finds the rig with this bead prefix: none or one.

@@ -9,11 +9,11 @@ import (
 
 const (
 	insertTown = `INSERT INTO towns (id, name, owner, version, commit_id, created_at, ledger_seq, hash,
- due_at, desired_rev, sandbox, generation, wanted, open, failing, status, idle_ms, waits)
- VALUES (?,?,?,1,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`
+ due_at, desired_rev, sandbox, generation, wanted, open, failing, status, idle_ms, waits, waits_budget)
+ VALUES (?,?,?,1,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`
 	// The ledger condition makes a gap miss like a version does.
 	updateTown = `UPDATE towns SET version = version + 1, commit_id = ?, ledger_seq = ledger_seq + ?,
- due_at = ?, desired_rev = ?, sandbox = ?, generation = ?, wanted = ?, open = ?, failing = ?, status = ?, idle_ms = ?, waits = ?
+ due_at = ?, desired_rev = ?, sandbox = ?, generation = ?, wanted = ?, open = ?, failing = ?, status = ?, idle_ms = ?, waits = ?, waits_budget = ?
  WHERE id = ? AND version = ? AND (? = 0 OR ledger_seq = ?)`
 	upsertRow = `INSERT INTO town_rows (town, kind, id, version, body) VALUES (?,?,?,?,?)
  ON CONFLICT (town, kind, id) DO UPDATE SET version = excluded.version, body = excluded.body`
@@ -22,6 +22,11 @@ const (
 	selectIdem   = `SELECT key, hash, status, body, at FROM idem WHERE town = ? AND key = ?`
 	upsertRig    = `INSERT INTO rigs (town, rig, prefix) VALUES (?,?,?)
  ON CONFLICT (town, rig) DO UPDATE SET prefix = excluded.prefix`
+	// The cap is MaxSpend: beyond the range of its integers SQLite would go on in floating point.
+	upsertDay = `INSERT INTO server_days (day, runs, awake_ms, tokens, cost) VALUES (?,?,?,?,?)
+ ON CONFLICT (day) DO UPDATE SET runs = MIN(runs + excluded.runs, 4000000000000000000),
+ awake_ms = MIN(awake_ms + excluded.awake_ms, 4000000000000000000), tokens = MIN(tokens + excluded.tokens, 4000000000000000000),
+ cost = MIN(cost + excluded.cost, 4000000000000000000)`
 	slotAwake = `INSERT INTO slots (town, state, since, seen, at) VALUES (?,'awake',?,?,?)
  ON CONFLICT (town) DO UPDATE SET state = 'awake', at = excluded.at`
 )
@@ -50,7 +55,7 @@ func (s *SQLite) CreateTown(ctx context.Context, h Head, rows []Row, ledger []En
 	}
 	return s.w.do(ctx, sizeOf(rows, ledger), func(t *tx) error {
 		_, err := t.do(insertTown, h.ID, h.Name, h.Owner, h.CommitID, h.CreatedAt, len(ledger), HashOf(h.ID),
-			orNull(h.DueAt), h.DesiredRev, h.Sandbox, h.Generation, h.Wanted, h.Open, h.Failing, h.Status, h.IdleMS, h.DueAt != 0)
+			orNull(h.DueAt), h.DesiredRev, h.Sandbox, h.Generation, h.Wanted, h.Open, h.Failing, h.Status, h.IdleMS, h.DueAt != 0, h.WaitsBudget)
 		if code(err) == codeConstraint {
 			return ErrNameTaken(h.Name)
 		}
@@ -103,7 +108,7 @@ func (t *tx) commitTown(c *Commit) error {
 	}
 	k := c.Columns
 	n, err := t.do(updateTown, c.CommitID, len(c.Ledger), orNull(k.DueAt), k.DesiredRev, k.Sandbox, k.Generation,
-		k.Wanted, k.Open, k.Failing, k.Status, k.IdleMS, k.DueAt != 0, c.Town, c.Expect, len(c.Ledger), last)
+		k.Wanted, k.Open, k.Failing, k.Status, k.IdleMS, k.DueAt != 0, k.WaitsBudget, c.Town, c.Expect, len(c.Ledger), last)
 	if err != nil {
 		return err
 	}
@@ -122,6 +127,9 @@ func (t *tx) commitTown(c *Commit) error {
 	if err := t.putLedger(c.Town, c.Ledger); err != nil {
 		return err
 	}
+	if err := t.putSpend(c.Spend, c.MaxRuns); err != nil {
+		return err
+	}
 	switch c.Slot {
 	case SlotAwake:
 		_, err = t.do(slotAwake, c.Town, c.At, c.At, c.At)
@@ -129,6 +137,27 @@ func (t *tx) commitTown(c *Commit) error {
 		_, err = t.do(`DELETE FROM slots WHERE town = ?`, c.Town)
 	}
 	return err
+}
+
+// putSpend adds to the totals of days. The limit is read in the transaction that
+// adds: of many towns that start a run at the same moment only so many succeed
+// as there are runs left.
+func (t *tx) putSpend(spend []DaySpend, maxRuns int64) error {
+	for _, d := range spend {
+		if maxRuns > 0 && d.Runs > 0 {
+			have, _, err := t.number(context.Background(), `SELECT runs FROM server_days WHERE day = ?`, d.Day)
+			if err != nil {
+				return err
+			}
+			if have > maxRuns-d.Runs {
+				return ErrBudget
+			}
+		}
+		if _, err := t.do(upsertDay, d.Day, d.Runs, d.AwakeMS, d.Tokens, d.Cost); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (t *tx) whyMissed(c *Commit, last int64) error {

@@ -154,6 +154,22 @@ func (f *Faulty) Idem(ctx context.Context, town, key string) (store.Idem, bool, 
 	return f.Store.Idem(ctx, town, key)
 }
 
+// BudgetTowns implements store.Store.
+func (f *Faulty) BudgetTowns(ctx context.Context) ([]store.Head, error) {
+	if err := f.read("BudgetTowns", ""); err != nil {
+		return nil, err
+	}
+	return f.Store.BudgetTowns(ctx)
+}
+
+// ServerDays implements store.Store.
+func (f *Faulty) ServerDays(ctx context.Context, from string, limit int) ([]store.DaySpend, error) {
+	if err := f.read("ServerDays", ""); err != nil {
+		return nil, err
+	}
+	return f.Store.ServerDays(ctx, from, limit)
+}
+
 // IdleSlice implements store.Store.
 func (f *Faulty) IdleSlice(ctx context.Context, slice, slices int, now int64) ([]store.Head, error) {
 	if err := f.read("IdleSlice", ""); err != nil {

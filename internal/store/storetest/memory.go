@@ -28,6 +28,7 @@ type data struct {
 	idem   map[[2]string]store.Idem  // (town, key)
 	slots  map[string]store.Slot
 	meta   map[string]string
+	days   map[string]store.DaySpend
 	stats  store.Stats
 }
 
@@ -53,7 +54,7 @@ var _ store.Store = (*Memory)(nil)
 func NewMemory() *Memory {
 	return &Memory{d: &data{
 		towns: map[string]*townData{}, names: map[string]string{}, prefix: map[string]store.RigIndex{},
-		idem: map[[2]string]store.Idem{}, slots: map[string]store.Slot{}, meta: map[string]string{},
+		idem: map[[2]string]store.Idem{}, slots: map[string]store.Slot{}, meta: map[string]string{}, days: map[string]store.DaySpend{},
 	}}
 }
 
@@ -170,6 +171,11 @@ func (m *Memory) Commit(ctx context.Context, c store.Commit) (int64, error) {
 	if err := m.checkRigs(c.Town, c.Rigs); err != nil {
 		return 0, err
 	}
+	for _, d := range c.Spend {
+		if c.MaxRuns > 0 && d.Runs > 0 && m.d.days[d.Day].Runs > c.MaxRuns-d.Runs {
+			return 0, store.ErrBudget
+		}
+	}
 	m.apply(t, &c)
 	return t.head.Version, nil
 }
@@ -185,6 +191,10 @@ func (m *Memory) apply(t *townData, c *store.Commit) {
 		m.wrote(1, len(r.Body))
 	}
 	m.applyRigs(t, c.Rigs)
+	for _, d := range c.Spend {
+		m.d.days[d.Day] = d.Add(m.d.days[d.Day])
+		m.wrote(1, 0)
+	}
 	switch c.Slot {
 	case store.SlotAwake:
 		s, ok := m.d.slots[c.Town]

@@ -157,6 +157,28 @@ func (m *Memory) AwakeTowns(ctx context.Context) ([]store.Head, error) {
 	return m.heads(ctx, func(t *townData) bool { return t.head.Sandbox != store.Asleep }, byID)
 }
 
+// BudgetTowns implements store.Store.
+func (m *Memory) BudgetTowns(ctx context.Context) ([]store.Head, error) {
+	return m.heads(ctx, func(t *townData) bool { return t.head.WaitsBudget }, byID)
+}
+
+// ServerDays implements store.Store.
+func (m *Memory) ServerDays(ctx context.Context, from string, limit int) ([]store.DaySpend, error) {
+	leave, err := m.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	var out []store.DaySpend
+	for day, d := range m.d.days {
+		if day >= from {
+			out = append(out, d)
+		}
+	}
+	slices.SortFunc(out, func(a, b store.DaySpend) int { return strings.Compare(a.Day, b.Day) })
+	return firstN(out, limit), nil
+}
+
 // FindRig implements store.Store.
 func (m *Memory) FindRig(ctx context.Context, rig string) ([]store.RigIndex, error) {
 	leave, err := m.enter(ctx)

@@ -31,7 +31,7 @@ type conformanceTest struct {
 
 func suite() []conformanceTest {
 	return slices.Concat(townTests(), listTests(), serverTests(), commitTests(), invalidTests(), concurrencyTests(), loadTests(),
-		indexTests(), alarmTests(), idleTests(), slotTests(), fairnessTests(), ledgerTests(), idemTests(), transcriptTests())
+		indexTests(), alarmTests(), idleTests(), slotTests(), budgetTests(), fairnessTests(), ledgerTests(), idemTests(), transcriptTests())
 }
 
 // kit is a test with its store and short ways to say common things.
