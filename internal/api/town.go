@@ -15,6 +15,7 @@ type Town struct {
 	Sandbox     Sandbox           `json:"sandbox"`
 	Open        int64             `json:"open" doc:"Beads that are not terminal."`
 	Failing     string            `json:"failing,omitempty" doc:"Last error of the town's loop."`
+	Escalations int               `json:"escalations,omitempty" doc:"How many things need a person."`
 	Quarantined []QuarantinedRow  `json:"quarantined,omitempty" doc:"Rows that could not be read."`
 }
 
@@ -73,7 +74,7 @@ type Resume struct {
 	ForMS int64 `json:"for_ms,omitempty" minimum:"0" maximum:"604800000" doc:"Keep the sandbox awake that long (wake)."`
 }
 
-// Retry names a breaker, bead or notice to try again now.
+// Retry names a breaker, bead, notice or escalation to try again now.
 type Retry struct {
 	ID string `json:"id"`
 }
@@ -138,7 +139,9 @@ type WhyTown struct {
 	Breakers []Breaker `json:"breakers"`
 	Claims   []Claim   `json:"claims"`
 	Notices  []Notice  `json:"notices"`
-	Failing  string    `json:"failing,omitempty"`
+
+	Escalations []Escalation `json:"escalations" doc:"What needs a person."`
+	Failing     string       `json:"failing,omitempty"`
 }
 
 // Usage is what a town has used.

@@ -379,7 +379,7 @@ func (a *invocation) nudgeCmd() *cobra.Command {
 
 func (a *invocation) retryCmd() *cobra.Command {
 	var in string
-	cmd := a.command("retry ID", "Try a bead, a breaker or a notice again now, without its backoff", func(ctx context.Context, args []string) error {
+	cmd := a.command("retry ID", "Try a bead, a breaker, a notice or the subject of an escalation again now, without its backoff", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
 			return err

@@ -201,6 +201,9 @@ func (a *invocation) showWhyTown(w api.WhyTown) error {
 	for _, k := range w.Claims {
 		lines = append(lines, fmt.Sprintf("the server is doing %s, try %d", k.Key, k.Attempt))
 	}
+	for _, e := range w.Escalations {
+		lines = append(lines, fmt.Sprintf("%s needs a person: %s %s: %s (gastown retry %s --town %s)", e.ID, e.Cause, e.Subject, clip(e.Text, 120), e.ID, w.Town))
+	}
 	for _, n := range w.Notices {
 		lines = append(lines, fmt.Sprintf("notice %d could not be delivered: %s: %s", n.ID, n.Subject, clip(n.Error, 120)))
 	}

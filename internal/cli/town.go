@@ -115,6 +115,11 @@ func (a *invocation) showTown(t api.Town) error {
 		"sandbox", box, "", why,
 		"starts", fmt.Sprintf("%d, awake %s in all, %d token renewals", s.Starts, span(time.Duration(s.AwakeMS)*time.Millisecond), s.Renewals),
 		"settings", strings.Join(set, " "), "failing", t.Failing, "created", a.ago(t.CreatedAt))
+	if t.Escalations > 0 {
+		if err := a.say("%d things need a person: gastown escalations --town %s", t.Escalations, t.Name); err != nil {
+			return err
+		}
+	}
 	for _, q := range t.Quarantined {
 		if err := a.say("quarantined: %s %s: %s", cell(q.Kind), cell(q.ID), cell(q.Error)); err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -17,6 +18,9 @@ import (
 const (
 	maxOutbox = 4096 // reports kept while the server does not answer
 	maxBatch  = 100  // reports per call
+	// poisonTries is how often a batch may make the server fail before it is sent
+	// report by report, and a single report before it is given up.
+	poisonTries = 12
 )
 
 // outbox delivers reports in order. Numbers belong to a stream, which is new
@@ -160,14 +164,22 @@ func (o *outbox) acknowledge(next int64) {
 	}
 }
 
-// discard gives the first report up: the server refuses it as it stands.
-func (o *outbox) discard() {
+// giveUp puts a small report in the place of the first one, which the server
+// does not take as it stands: the loss is on record. If that is refused, too, it
+// goes without.
+func (o *outbox) giveUp(cause error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.items) > 0 {
-		o.items = o.items[1:]
-		o.sent = max(0, o.sent-1)
+	if len(o.items) == 0 {
+		return
 	}
+	r := o.items[0]
+	if r.Kind != town.ReportLost {
+		o.items[0] = town.Report{Kind: town.ReportLost, Reason: fmt.Sprintf("the runner gave up a report of kind %.40s on run %.60s, which the server did not take: %.200s", r.Kind, r.Run, cause)}
+		return
+	}
+	o.items = o.items[1:]
+	o.sent = max(0, o.sent-1)
 }
 
 // flushed returns a channel that is closed as soon as all is acknowledged.
@@ -244,17 +256,17 @@ func (o *outbox) run(ctx context.Context, to reportSender, t Timing) error {
 			return nil
 		case errs.Is(err, errs.Gone):
 			return err
-		case again(err):
+		case again(err) && (tries < poisonTries || !errs.Is(err, errs.Internal)):
 			if !t.backoff(ctx, tries, err) {
 				return nil
 			}
 			tries++
 		case len(req.Items) > 1:
-			limit = 1 // find the one that it does not take
+			tries, limit = 0, 1 // find the one that it does not take
 		default:
-			o.log.Error("the server refuses a report; it is dropped", "kind", req.Items[0].Kind, "run", req.Items[0].Run, "err", err)
-			o.discard()
-			limit = maxBatch
+			o.log.Error("the server does not take a report; it is given up", "kind", req.Items[0].Kind, "run", req.Items[0].Run, "err", err)
+			o.giveUp(err)
+			tries = 0
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"os"
@@ -52,7 +53,7 @@ func TestOutbox(t *testing.T) {
 	take := func(l *ledger, q wire.ReportsRequest) wire.ReportsResponse {
 		if q.From == l.next {
 			for _, r := range q.Items {
-				l.got = append(l.got, r.Run)
+				l.got = append(l.got, cmp.Or(r.Run, string(r.Kind)))
 			}
 			l.next += int64(len(q.Items))
 		}
@@ -108,7 +109,23 @@ func TestOutbox(t *testing.T) {
 		}
 		check(t, l, "c")
 	})
-	t.Run("a poisoned report is dropped and stops no other", func(t *testing.T) {
+	t.Run("a report that makes the server fail is given up in the end", func(t *testing.T) {
+		l, calls := &ledger{next: 1}, 0
+		err := deliver(t, testOutbox(t), func(q wire.ReportsRequest) (wire.ReportsResponse, error) {
+			calls++
+			for _, r := range q.Items {
+				if r.Run == "bad" {
+					return wire.ReportsResponse{}, errs.New(errs.Internal, "panic")
+				}
+			}
+			return take(l, q), nil
+		}, "a", "bad", "b")
+		if err != nil || calls > 4*poisonTries {
+			t.Error(err, calls)
+		}
+		check(t, l, "a", "lost", "b")
+	})
+	t.Run("a poisoned report is replaced by a note and stops no other", func(t *testing.T) {
 		l := &ledger{next: 1}
 		err := deliver(t, testOutbox(t), func(q wire.ReportsRequest) (wire.ReportsResponse, error) {
 			for _, r := range q.Items {
@@ -121,7 +138,7 @@ func TestOutbox(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		check(t, l, "a", "b")
+		check(t, l, "a", "lost", "b")
 	})
 	t.Run("an old generation ends the sender", func(t *testing.T) {
 		err := deliver(t, testOutbox(t), func(wire.ReportsRequest) (wire.ReportsResponse, error) {

@@ -177,14 +177,14 @@ func (s *Server) desired(c *sandboxCall) error {
 // reports hands on the next messages. Another number than the expected one is
 // answered with the one that is.
 func (s *Server) reports(c *sandboxCall) error {
-	var in wire.ReportsRequest
-	if err := c.decode(&in); err != nil {
+	in, err := readReports(callOf(c.r.Context()).body)
+	if err != nil {
 		return err
 	}
 	if len(in.Items) == 0 || len(in.Items) > maxReports {
 		return errs.New(errs.Invalid, "a request carries 1 to %d reports", maxReports)
 	}
-	err := s.hall.Do(c.r.Context(), c.Town, town.Reports{Generation: c.Generation, Stream: in.Stream, From: in.From, Items: in.Items})
+	err = s.hall.Do(c.r.Context(), c.Town, town.Reports{Generation: c.Generation, Stream: in.Stream, From: in.From, Items: in.Items})
 	if err == nil {
 		return c.answer(wire.ReportsResponse{Next: in.From + int64(len(in.Items))})
 	}
@@ -218,10 +218,23 @@ func (s *Server) verdict(c *sandboxCall) error {
 			return err
 		}
 	}
-	if err := s.hall.Do(c.r.Context(), c.Town, v); err != nil {
+	err := s.hall.Do(c.r.Context(), c.Town, v)
+	if in.Kind == town.VerdictDone && errs.Is(err, errs.Conflict) {
+		s.countRefusal(c, v, err)
+	}
+	if err != nil {
 		return gone(err)
 	}
 	return c.answer(struct{}{})
+}
+
+// countRefusal has the town count a refused done, so that an agent can't go on
+// with it for ever. The agent's answer is the refusal either way.
+func (s *Server) countRefusal(c *sandboxCall, v town.Verdict, cause error) {
+	err := s.hall.Do(c.r.Context(), c.Town, town.Refused{Generation: v.Generation, Run: v.Run, Epoch: v.Epoch, Why: cause.Error()})
+	if err != nil && !errs.Is(err, errs.Gone) {
+		s.log.Warn("a refused done could not be counted", "town", c.Town, "run", printable(v.Run, 60), "err", err)
+	}
 }
 
 // evidence is what the hub holds of a run's branch. A run that is not current

@@ -393,3 +393,78 @@ func TestTheAdminTokenIsMadeOnce(t *testing.T) {
 	}
 	checkPrivate(t, dir)
 }
+
+func TestAPoisonedReportCostsOnlyItself(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	tn, _, token, run := l.awake()
+	body := fmt.Sprintf(`{"stream":"s1","from":1,"items":[{"kind":"run_started","pid":"seven"},{"kind":"heartbeat","reason":"%s"},[],null,{"kind":"run_started","run":%q,"epoch":%d,"pid":7}]}`,
+		strings.Repeat("x", town.MaxReport), run.ID, run.Epoch)
+	var res wire.ReportsResponse
+	l.callAs(token, "POST", wire.PathReports, json.RawMessage(body)).want(200, &res)
+	if res.Next != 6 {
+		t.Errorf("next %d", res.Next)
+	}
+	err := l.hall.View(t.Context(), tn.ID, func(tw *town.Town, _ time.Time) error {
+		list, n := tw.Poisoned()
+		if n != 4 || list[0].N != 1 || !strings.Contains(list[1].What, "bytes") {
+			t.Errorf("%d poisoned: %+v", n, list)
+		}
+		if r, ok := tw.Run(run.ID); !ok || r.State != town.RunRunning || r.PID != 7 {
+			t.Errorf("%+v", r)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestARefusedDoneIsCounted(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	tn, _, token, run := l.awake()
+	l.callAs(token, "POST", wire.PathReports, wire.ReportsRequest{Stream: "s1", From: 1,
+		Items: []town.Report{{Kind: town.ReportStarted, Run: run.ID, Epoch: run.Epoch, PID: 7}}}).want(200, nil)
+	l.hub.verify = func(hub.ID, string, string) (hub.Evidence, error) { return hub.Evidence{}, nil }
+	for i := range 3 {
+		l.callAs(token, "POST", wire.PathVerdict, wire.VerdictRequest{Run: run.ID, Epoch: run.Epoch, CallID: fmt.Sprint(i), Kind: town.VerdictDone, Text: "did it"}).problem(409, errs.Conflict)
+	}
+	err := l.hall.View(t.Context(), tn.ID, func(tw *town.Town, _ time.Time) error {
+		if r, ok := tw.Run(run.ID); !ok || r.Refused != 3 {
+			t.Errorf("%+v", r)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEscalationsOverTheAPI(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	_, b, token, run := l.awake()
+	l.callAs(token, "POST", wire.PathVerdict, wire.VerdictRequest{Run: run.ID, Epoch: run.Epoch, CallID: "e", Kind: town.VerdictEscalate, Text: "which one?"}).want(200, nil)
+	var page api.List[api.Escalation]
+	l.call("GET", "/api/v1/towns/alpha/escalations", nil).want(200, &page)
+	if len(page.Items) != 1 || page.Items[0].Cause != "bead.escalated" || page.Items[0].Subject != b.ID || !page.Items[0].Open {
+		t.Fatalf("%+v", page.Items)
+	}
+	l.call("POST", "/api/v1/towns/alpha/escalations/seen", api.Seen{ID: page.Items[0].ID}).want(204, nil)
+	l.call("POST", "/api/v1/towns/alpha/escalations/seen", api.Seen{ID: "esc/7"}).problem(404, errs.NotFound)
+	var why api.WhyTown
+	l.call("GET", "/api/v1/towns/alpha/why", nil).want(200, &why)
+	if len(why.Escalations) != 1 || why.Escalations[0].SeenBy == "" {
+		t.Errorf("%+v", why.Escalations)
+	}
+	l.call("POST", "/api/v1/towns/alpha/retry", api.Retry{ID: page.Items[0].ID}).want(200, nil)
+	l.call("GET", "/api/v1/towns/alpha/escalations", nil).want(200, &page)
+	if len(page.Items) != 0 {
+		t.Errorf("%+v", page.Items)
+	}
+	l.call("GET", "/api/v1/towns/alpha/escalations?all=true", nil).want(200, &page)
+	if len(page.Items) != 1 || page.Items[0].How == "" {
+		t.Errorf("%+v", page.Items)
+	}
+}

@@ -68,6 +68,7 @@ func New(cfg Config) (*Server, error) {
 	s.openAPI()
 	s.registerServer()
 	s.registerTowns()
+	s.registerEscalations()
 	s.registerRigs()
 	s.registerBeads()
 	s.registerHistory()

@@ -250,7 +250,7 @@ func whyUnread(head store.Head) api.WhyTown {
 	return api.WhyTown{Town: head.Name, Mode: head.Status, State: head.Sandbox, NextWake: at(head.DueAt),
 		Text:    head.Sandbox + ", and nothing moves: its state can't be read; it is tried again by itself",
 		Sandbox: api.Sandbox{State: head.Sandbox, Generation: head.Generation},
-		Holds:   []api.Hold{}, Breakers: []api.Breaker{}, Claims: []api.Claim{}, Notices: []api.Notice{}}
+		Holds:   []api.Hold{}, Breakers: []api.Breaker{}, Claims: []api.Claim{}, Notices: []api.Notice{}, Escalations: []api.Escalation{}}
 }
 
 func whyTownView(t *town.Town, now time.Time) api.WhyTown {
@@ -266,6 +266,7 @@ func whyTownView(t *town.Town, now time.Time) api.WhyTown {
 	out.Claims = mapped(t.Claims(), func(c town.Claim) api.Claim {
 		return api.Claim{Key: c.Key, Attempt: c.Attempt, By: c.By, Until: c.Until.Time()}
 	})
+	out.Escalations = escalationViews(t, false)
 	out.Notices = mapped(t.Notices(), func(n town.Notice) api.Notice {
 		return api.Notice{ID: n.ID, Kind: n.Kind, Subject: n.Subject, Text: n.Text, At: n.At.Time(), Tries: n.Tries, Error: n.Error, Dead: n.Dead}
 	})

@@ -28,6 +28,7 @@ func townView(t *town.Town, head store.Head) api.Town {
 	in := t.Info()
 	out := api.Town{ID: in.ID, Name: in.Name, Owner: in.Owner, CreatedAt: in.CreatedAt.Time(), Mode: string(in.Mode), ModeBy: in.ModeBy,
 		ModeAt: in.ModeAt.Time(), Settings: in.Settings, Sandbox: sandboxView(in.Sandbox), Open: head.Open, Failing: head.Failing}
+	out.Escalations = len(t.Escalations(false))
 	for _, q := range t.Quarantined() {
 		out.Quarantined = append(out.Quarantined, api.QuarantinedRow{Kind: q.Kind, ID: q.ID, Error: q.Error})
 	}

@@ -25,8 +25,24 @@ func (t *Town) setStatus(b *Bead, now Time, to BeadStatus, person, why string) {
 		}
 	})
 	t.log(now, "bead."+string(to), b.ID, person, why, "from", string(from), "agent", b.Agent)
+	t.settleBead(b, now, from, person)
 	if !to.Terminal() {
 		t.info.Busy = true
+	}
+}
+
+// settleBead closes what people need no longer look at since a bead has moved.
+func (t *Town) settleBead(b *Bead, now Time, from BeadStatus, person string) {
+	switch {
+	case b.Status == BeadFailed:
+		// What it failed for needs a person still.
+	case b.Status.Terminal() || from.Terminal():
+		t.settled(now, b.ID, person, "the bead is "+string(b.Status))
+	case b.Status == BeadInReview:
+		t.settled(now, b.ID, "", "an agent gave a verdict", CauseStuck)
+	}
+	if b.Status.Terminal() {
+		t.dropBreaker(now, "merge/"+b.ID, "", "the bead is "+string(b.Status))
 	}
 }
 
@@ -351,6 +367,7 @@ func (t *Town) reopenBead(now Time, in ReopenBead) error {
 		t.setStatus(b, now, BeadOpen, by, in.Reason)
 	} else {
 		t.log(now, "bead.resumed", b.ID, by, in.Reason)
+		t.settled(now, b.ID, by, "resumed by "+by)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package town
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -162,8 +163,9 @@ func (t *Town) dropRig(now Time, in DropRig) error {
 
 // forgetRig drops a rig whose repository is gone, with its ended beads.
 func (t *Town) forgetRig(r *Rig, now Time) {
-	for id, b := range t.beads {
-		if b.Rig == r.Name {
+	for _, id := range slices.Sorted(maps.Keys(t.beads)) {
+		if b := t.beads[id]; b.Rig == r.Name {
+			t.settled(now, id, "", "its rig was removed")
 			t.unshelve(b)
 			delete(t.beads, id)
 			delete(t.ix.dependents, id)
@@ -175,6 +177,9 @@ func (t *Town) forgetRig(r *Rig, now Time) {
 			delete(t.agents, id)
 			t.mark(kindAgent, id)
 		}
+	}
+	for _, kind := range []string{"rig/", "push/", "gates/", "hub/"} {
+		t.dropBreaker(now, kind+r.Name, "", "the rig was removed")
 	}
 	delete(t.rigs, r.Name)
 	delete(t.ix.ready, r.Name)
@@ -279,7 +284,8 @@ func (t *Town) deleteTown(now Time, in DeleteTown) error {
 	return nil
 }
 
-// retry resets what ID names: a breaker, a bead's backoff, or a dead notice.
+// retry resets what ID names: a breaker, a bead's backoff, an escalation's
+// subject, or a dead notice.
 func (t *Town) retry(now Time, in Retry) error {
 	by, err := person(in.By)
 	if err != nil {
@@ -289,6 +295,7 @@ func (t *Town) retry(now Time, in Retry) error {
 		delete(t.breakers, in.ID)
 		t.mark(kindBreaker, in.ID)
 		t.log(now, "breaker.reset", in.ID, by, "")
+		t.settled(now, in.ID, by, "reset by "+by)
 		return nil
 	}
 	if b := t.beads[in.ID]; b != nil {
@@ -298,14 +305,17 @@ func (t *Town) retry(now Time, in Retry) error {
 		if b.Status.Terminal() || b.Escalated {
 			return t.reopenBead(now, ReopenBead{By: by, Bead: b.ID})
 		}
+		t.settled(now, b.ID, by, "retried by "+by)
 		t.edit(b, now, func() { b.NotBefore = 0 })
 		if b.Merge != nil && b.Merge.State == MergeWaiting {
 			t.edit(b, now, func() { b.Merge.Asked = true })
 		}
-		delete(t.breakers, "merge/"+b.ID)
-		t.mark(kindBreaker, "merge/"+b.ID)
+		t.dropBreaker(now, "merge/"+b.ID, by, "retried by "+by)
 		t.log(now, "bead.retried", b.ID, by, "")
 		return nil
+	}
+	if e := t.escalations[in.ID]; e != nil {
+		return t.retryEscalation(now, by, e)
 	}
 	if id, err := strconv.ParseInt(strings.TrimPrefix(in.ID, "notice/"), 10, 64); err == nil && t.notices[id] != nil {
 		n := t.notices[id]

@@ -188,7 +188,9 @@ const maxNoticeTries = 8
 // Breaker stops an action on infrastructure from repeating too fast. Only
 // success or a person resets it.
 type Breaker struct {
-	Subject string `json:"subject"` // sandbox, token, rig/<name>, hub/<rig>, agent/<preset>, merge/<bead>, town
+	// sandbox, sandbox.stop, sandbox.inspect, token, rig/<name>, push/<rig>,
+	// gates/<rig>, hub/<rig>, agent/<preset>, merge/<bead>, town
+	Subject string `json:"subject"`
 	Fails   int    `json:"fails"`
 	Until   Time   `json:"until"`
 	Last    string `json:"last"`

@@ -69,7 +69,7 @@ func (t *Town) sandboxEffects(now Time, add adder) {
 			add("sandbox/stop", StopSandbox{Generation: s.Generation, Ref: s.Ref, Grace: grace}, grace+timeoutQuick)
 		}
 	case SandboxAwake, SandboxDraining:
-		if t.silent(now) && now.Sub(s.Inspected) >= inspectAgain {
+		if t.silent(now) && now.Sub(s.Inspected) >= inspectAgain && !t.broken("sandbox.inspect", now) {
 			add("sandbox/inspect", InspectSandbox{Generation: s.Generation, Ref: s.Ref}, timeoutQuick)
 		}
 		if t.renewalDue(now) && !t.broken("token", now) {
@@ -137,8 +137,9 @@ func (t *Town) mergeEffects(b *Bead, r *Rig, now Time, add adder) {
 	m := b.Merge
 	key := "merge/" + b.ID + "/" + strconv.Itoa(m.N) + "/"
 	broken := t.broken("rig/"+r.Name, now) || t.broken("merge/"+b.ID, now)
+	pushes := m.State == MergeLanding || m.State == MergeWaiting && !m.Pushed
 	switch {
-	case broken:
+	case broken || pushes && t.broken("push/"+r.Name, now):
 	case m.State == MergeBuilding:
 		name, address, _ := SplitIdentity(t.text("commit.author", nil, r))
 		add(key+"candidate", BuildCandidate{Rig: *r, Bead: b.ID, N: m.N, Commit: b.Commit, Tip: m.Tip, Message: t.mergeMessage(b, r),
@@ -321,6 +322,9 @@ func (t *Town) sandboxEffectDone(now Time, verb string, in EffectDone) {
 			t.sandboxGone(now, "it was stopped")
 		}
 	case "inspect":
+		if in.Err != "" {
+			t.failed(now, "sandbox.inspect", in.Err)
+		}
 		if r, ok := in.Result.(Inspected); ok && in.Err == "" && t.silent(now) {
 			t.inspected(now, r)
 			return
@@ -370,7 +374,11 @@ func (t *Town) mergeEffectDone(now Time, parts []string, in EffectDone) {
 			t.requeue(b, now)
 			return
 		}
-		t.failed(now, "rig/"+r.Name, in.Err)
+		subject := "rig/" + r.Name
+		if parts[3] == "land" || parts[3] == "publish" {
+			subject = "push/" + r.Name // a remote that lets itself be read may refuse to be written
+		}
+		t.failed(now, subject, in.Err)
 		return
 	}
 	switch res := in.Result.(type) {
@@ -387,6 +395,7 @@ func (t *Town) mergeEffectDone(now Time, parts []string, in EffectDone) {
 	case nil:
 		if parts[3] == "publish" && b.Merge.State == MergeWaiting {
 			t.proved(now, "rig/"+r.Name)
+			t.proved(now, "push/"+r.Name)
 			t.edit(b, now, func() { b.Merge.Pushed, b.Merge.CheckedAt = true, now })
 			t.log(now, "merge.published", b.ID, "", "branch "+b.Branch+" is upstream and waits to be merged into "+r.Target)
 		}

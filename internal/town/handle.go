@@ -29,9 +29,9 @@ func (t *Town) Handle(at time.Time, in Input) error {
 // whileDeleting lets only what ends a town pass.
 func (t *Town) whileDeleting(in Input) error {
 	switch in.(type) {
-	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, SlotFree, Tick, DeleteTown, Retry:
+	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, SlotFree, Tick, DeleteTown, Retry, Acknowledge:
 		return nil
-	case Hello, Verdict, Exchange:
+	case Hello, Verdict, Refused, Exchange:
 		return errs.New(errs.Gone, "town %s is being deleted", t.info.Name)
 	}
 	return errs.New(errs.Conflict, "town %s is being deleted", t.info.Name)
@@ -57,6 +57,8 @@ func (t *Town) apply(now Time, in Input) error {
 		return t.nudgeBead(now, in)
 	case Retry:
 		return t.retry(now, in)
+	case Acknowledge:
+		return t.acknowledge(now, in)
 	case AddRig:
 		return t.addRig(now, in)
 	case SetRig:
@@ -85,6 +87,8 @@ func (t *Town) applyMessage(now Time, in Input) error {
 		return t.reports(now, in)
 	case Verdict:
 		return t.verdict(now, in)
+	case Refused:
+		return t.refused(now, in)
 	case GatesDone:
 		return t.gatesDone(now, in)
 	case Exchange:

@@ -2,27 +2,30 @@ package town
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 )
 
 // index finds beads without looking at all of them. It is derived from the
 // beads: place says where each one belongs, and edit keeps it so.
 type index struct {
-	ready      map[string]*queue              // by rig: open beads that only need capacity, most urgent first
-	delayed    queue                          // open beads in backoff, by the end of it
-	review     map[string]*queue              // by rig: beads whose merge is queued
-	merging    map[string]string              // by rig: the bead whose candidate is being made, gated or landed
-	waiting    map[string]struct{}            // beads whose branch waits upstream
-	refs       map[string]struct{}            // ended beads whose refs are still in the hub
-	dependents map[string]map[string]struct{} // by blocker
-	open       int                            // beads that are not terminal
-	runsByRig  map[string]int
-	bulk       bool // being rebuilt: queues are sorted at the end
+	ready           map[string]*queue              // by rig: open beads that only need capacity, most urgent first
+	delayed         queue                          // open beads in backoff, by the end of it
+	review          map[string]*queue              // by rig: beads whose merge is queued
+	merging         map[string]string              // by rig: the bead whose candidate is being made, gated or landed
+	waiting         map[string]struct{}            // beads whose branch waits upstream
+	refs            map[string]struct{}            // ended beads whose refs are still in the hub
+	dependents      map[string]map[string]struct{} // by blocker
+	open            int                            // beads that are not terminal
+	runsByRig       map[string]int
+	escalations     map[string][]string // ids by subject, in the order of their numbers
+	openEscalations int
+	bulk            bool // being rebuilt: queues are sorted at the end
 }
 
 func newIndex() index {
 	return index{ready: map[string]*queue{}, review: map[string]*queue{}, merging: map[string]string{}, waiting: map[string]struct{}{},
-		refs: map[string]struct{}{}, dependents: map[string]map[string]struct{}{}, runsByRig: map[string]int{}}
+		refs: map[string]struct{}{}, dependents: map[string]map[string]struct{}{}, runsByRig: map[string]int{}, escalations: map[string][]string{}}
 }
 
 // queue is a sorted list of beads. Insertion and removal move memory, which for
@@ -215,5 +218,14 @@ func (t *Town) reindex() {
 	}
 	for _, r := range t.runs {
 		t.ix.runsByRig[r.Rig]++
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(t.escalations), func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	}) {
+		e := t.escalations[id]
+		t.ix.escalations[e.Subject] = append(t.ix.escalations[e.Subject], id)
+		if e.Open() {
+			t.ix.openEscalations++
+		}
 	}
 }

@@ -51,8 +51,12 @@ type (
 	ReopenBead struct{ By, Bead, Reason string }
 	// NudgeBead sends a message to the agent at work on a bead.
 	NudgeBead struct{ By, Bead, Text string }
-	// Retry resets the counter of a breaker, a bead's backoff or a dead notice, named by ID.
+	// Retry resets the counter of a breaker, a bead's backoff, a dead notice or the
+	// subject of an escalation, named by ID.
 	Retry struct{ By, ID string }
+
+	// Acknowledge notes that a person saw an escalation. It stays open.
+	Acknowledge struct{ By, ID string }
 
 	// AddRig adds a rig whose repository is in the hub already, with its target at Tip.
 	AddRig struct {
@@ -120,6 +124,13 @@ type (
 		Text       string // summary or reason
 		Evidence   Evidence
 	}
+	// Refused says that what an agent called done was refused for its evidence.
+	Refused struct {
+		Generation int64
+		Run        string
+		Epoch      int64
+		Why        string
+	}
 	// GatesDone reports the gates on a candidate. Infra says why they could not be run at all.
 	GatesDone struct {
 		Generation int64
@@ -184,6 +195,7 @@ func (CancelBead) input() string    { return "bead.cancel" }
 func (ReopenBead) input() string    { return "bead.reopen" }
 func (NudgeBead) input() string     { return "bead.nudge" }
 func (Retry) input() string         { return "retry" }
+func (Acknowledge) input() string   { return "escalation.seen" }
 func (AddRig) input() string        { return "rig.add" }
 func (SetRig) input() string        { return "rig.set" }
 func (DropRig) input() string       { return "rig.drop" }
@@ -195,6 +207,7 @@ func (DeleteTown) input() string    { return "town.delete" }
 func (Hello) input() string         { return "sandbox.hello" }
 func (Reports) input() string       { return "sandbox.reports" }
 func (Verdict) input() string       { return "run.verdict" }
+func (Refused) input() string       { return "run.refused" }
 func (GatesDone) input() string     { return "merge.gates" }
 func (Exchange) input() string      { return "token.exchange" }
 func (SandboxExited) input() string { return "sandbox.exited" }
@@ -205,7 +218,7 @@ func (Tick) input() string          { return "tick" }
 
 // Inputs returns one zero value of every input that exists.
 func Inputs() []Input {
-	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{},
-		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, GatesDone{}, Exchange{},
+	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, Acknowledge{},
+		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
 		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Tick{}}
 }

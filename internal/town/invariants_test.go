@@ -51,6 +51,7 @@ func checkInvariants(t testing.TB, town *Town, now time.Time) {
 		t.Fatalf("index counts %d open beads, there are %d", town.ix.open, open)
 	}
 	checkSandbox(t, town, at)
+	checkEscalations(t, town)
 	var booked int64
 	for _, u := range town.Usage(now) {
 		booked += u.Awake()
@@ -81,6 +82,36 @@ func checkBead(t testing.TB, town *Town, b *Bead, now Time, run string) {
 		t.Fatalf("bead %s could run and was left: %+v", b.ID, why)
 	case why.Text == "" || why.State == Waiting && why.Kind == "":
 		t.Fatalf("bead %s stands without a reason: %+v", b.ID, why)
+	}
+}
+
+func checkEscalations(t testing.TB, town *Town) {
+	t.Helper()
+	open, seen := 0, map[string]bool{}
+	for id, e := range town.escalations {
+		if !e.Open() {
+			continue
+		}
+		open++
+		key := string(e.Cause) + " " + e.Subject
+		b := town.beads[e.Subject]
+		switch {
+		case seen[key]:
+			t.Fatalf("two escalations are open for %s", key)
+		case e.Cause == CauseBreaker && town.breakers[e.Subject] == nil:
+			t.Fatalf("escalation %s outlived the breaker of %s", id, e.Subject)
+		case e.Cause == CauseFailed && (b == nil || b.Status != BeadFailed), e.Cause == CauseEscalated && (b == nil || !b.Escalated):
+			t.Fatalf("escalation %s outlived its cause: %+v", id, e)
+		}
+		seen[key] = true
+	}
+	if open != town.ix.openEscalations || len(town.escalations)-open > maxClosed {
+		t.Fatalf("index counts %d open escalations, there are %d of %d", town.ix.openEscalations, open, len(town.escalations))
+	}
+	for _, b := range town.beads {
+		if b.Escalated && (town.latest(CauseEscalated, b.ID) == nil || !town.latest(CauseEscalated, b.ID).Open()) && town.ix.openEscalations < maxOpen {
+			t.Fatalf("bead %s waits for a person and there is no escalation", b.ID)
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func (t *Town) takeTurn(r *Rig, now Time) bool {
 // nextMerge is the bead whose turn it is on a rig, or nil.
 func (t *Town) nextMerge(r *Rig, now Time) *Bead {
 	if t.info.Mode != ModeActive || r.State != RigActive || t.ix.merging[r.Name] != "" ||
-		t.broken("rig/"+r.Name, now) || len(r.Gates) > 0 && (t.broken("gates/"+r.Name, now) || t.broken("sandbox", now)) {
+		t.broken("rig/"+r.Name, now) || t.broken("push/"+r.Name, now) || len(r.Gates) > 0 && (t.broken("gates/"+r.Name, now) || t.broken("sandbox", now)) {
 		return nil
 	}
 	q := t.ix.review[r.Name]
@@ -117,7 +117,7 @@ func (t *Town) conflict(b *Bead, r *Rig, now Time, detail string) {
 	})
 	if limit := t.number("merge.max_conflicts", nil, r); b.Conflicts >= limit {
 		t.setStatus(b, now, BeadFailed, "", fmt.Sprintf("%d conflicts with newer commits", b.Conflicts))
-		t.notify(now, "bead.failed", b.ID, b.Title+": too many conflicts with newer commits")
+		t.escalate(now, CauseFailed, b.ID, b.Title+": too many conflicts with newer commits")
 		return
 	}
 	t.setStatus(b, now, BeadOpen, "", "conflict with newer commits: to be redone on "+short(tip))
@@ -214,6 +214,7 @@ func (t *Town) landed(b *Bead, r *Rig, now Time, l Landed) {
 		t.mark(kindRig, r.Name)
 	}
 	t.proved(now, "rig/"+r.Name)
+	t.proved(now, "push/"+r.Name)
 	if !l.Lost {
 		t.log(now, "merge.landed", b.ID, "", short(b.Merge.Candidate)+" is on "+r.Target, "commit", b.Merge.Candidate)
 		t.proved(now, "merge/"+b.ID)

@@ -70,15 +70,19 @@ func (t *Town) reports(now Time, in Reports) error {
 	s.LastSeen = now
 	s.Inspected, s.Extended = 0, 0
 	t.mark(kindTown, t.info.ID)
-	for _, p := range in.Items {
-		t.report(now, in, p)
+	for i, p := range in.Items {
+		t.report(now, in, in.From+int64(i), p)
 	}
 	return nil
 }
 
-func (t *Town) report(now Time, in Reports, p Report) {
+func (t *Town) report(now Time, in Reports, n int64, p Report) {
 	switch p.Kind {
 	case ReportHeartbeat:
+		if len(p.Runs) > maxLives {
+			t.poison(now, in.Generation, n, "a heartbeat that speaks of "+strconv.Itoa(len(p.Runs))+" runs")
+			return
+		}
 		for _, l := range p.Runs {
 			if r := t.runs[l.Run]; r != nil && r.Epoch == l.Epoch && r.Generation == in.Generation {
 				t.renewLease(r, now)
@@ -94,12 +98,11 @@ func (t *Town) report(now Time, in Reports, p Report) {
 		}
 		return
 	case ReportStarted, ReportEnded, ReportCheckpoint, ReportNudged:
+	case ReportLost:
+		t.poison(now, in.Generation, n, p.Reason)
+		return
 	default:
-		// Anything in a sandbox may send these without end: the first is enough to see it.
-		if s := &t.info.Sandbox; !s.Unknown {
-			s.Unknown = true
-			t.log(now, "report.unknown", t.info.Name, "", "a report of kind "+plain(string(p.Kind), 40)+" was ignored, as are others that are unknown")
-		}
+		t.poison(now, in.Generation, n, "a report of the unknown kind "+plain(string(p.Kind), 40))
 		return
 	}
 	r := t.fencedRun(in, p)

@@ -82,6 +82,10 @@ const (
 	ReportCheckpoint ReportKind = "checkpoint"  // Commit on Ref
 	ReportNudged     ReportKind = "nudged"      // nudges up to Nudge were delivered
 	ReportDrained    ReportKind = "drained"     // nothing runs any more
+	// ReportLost stands in for a report that could not be taken: Reason says what
+	// it was. The server makes one of what it can't read, the runner of what the
+	// server does not take.
+	ReportLost ReportKind = "lost"
 )
 
 // Report is one message of the runner. Which fields matter depends on Kind.

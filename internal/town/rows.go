@@ -16,15 +16,16 @@ import (
 type rowKind string
 
 const (
-	kindTown    rowKind = "town"
-	kindRig     rowKind = "rig"
-	kindBead    rowKind = "bead"
-	kindRun     rowKind = "run"
-	kindAgent   rowKind = "agent"
-	kindClaim   rowKind = "claim"
-	kindBreaker rowKind = "breaker"
-	kindNotice  rowKind = "notice"
-	kindUsage   rowKind = "usage"
+	kindTown       rowKind = "town"
+	kindRig        rowKind = "rig"
+	kindBead       rowKind = "bead"
+	kindRun        rowKind = "run"
+	kindAgent      rowKind = "agent"
+	kindClaim      rowKind = "claim"
+	kindBreaker    rowKind = "breaker"
+	kindNotice     rowKind = "notice"
+	kindUsage      rowKind = "usage"
+	kindEscalation rowKind = "escalation"
 )
 
 type rowKey struct {
@@ -97,6 +98,9 @@ func (t *Town) Rows() []Row {
 	for day := range t.usage {
 		t.mark(kindUsage, day)
 	}
+	for id := range t.escalations {
+		t.mark(kindEscalation, id)
+	}
 	t.mark(kindTown, t.info.ID)
 	return t.Changes()
 }
@@ -120,6 +124,8 @@ func (t *Town) encode(k rowKey) []byte {
 		v = orNil(t.breakers, k.id)
 	case kindUsage:
 		v = orNil(t.usage, k.id)
+	case kindEscalation:
+		v = orNil(t.escalations, k.id)
 	case kindNotice:
 		if id, err := strconv.ParseInt(k.id, 10, 64); err == nil {
 			v = orNil(t.notices, id)
@@ -216,6 +222,13 @@ func (t *Town) decode(r Row) error {
 		return into(t.breakers, r, func(v *Breaker) (string, error) { return v.Subject, nil })
 	case kindUsage:
 		return into(t.usage, r, func(v *Usage) (string, error) { return v.Day, nil })
+	case kindEscalation:
+		return into(t.escalations, r, func(v *Escalation) (string, error) {
+			if !slices.Contains([]Cause{CauseFailed, CauseEscalated, CauseStuck, CauseBreaker, CauseMany}, v.Cause) {
+				return v.ID, unknown("cause", v.Cause)
+			}
+			return v.ID, nil
+		})
 	case kindNotice:
 		var v Notice
 		if err := strict(r.Body, &v); err != nil {

@@ -15,7 +15,7 @@ const maxSteps = 200_000
 // whether it changed anything.
 func (t *Town) settle(now Time) {
 	rules := []func(Time) bool{
-		t.ruleMend, t.ruleClock, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
+		t.ruleMend, t.ruleClock, t.ruleClaims, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
 		t.ruleMerge, t.ruleDispatch, t.driveSandbox,
 	}
 	for step := 0; ; step++ {
@@ -94,6 +94,19 @@ func (t *Town) ruleClock(now Time) bool {
 	return moved
 }
 
+// ruleClaims drops claims that lapsed long ago: whoever performed the effect is
+// gone, and nobody has wanted it since, or it would have been claimed again.
+func (t *Town) ruleClaims(now Time) bool {
+	moved := false
+	for key, c := range t.claims {
+		if now >= c.Until.Add(maxClaim) {
+			t.dropClaim(key)
+			moved = true
+		}
+	}
+	return moved
+}
+
 // ruleBackoffOver lets beads whose pause is over become ready. The queue is by
 // time, so the first that still waits ends the look.
 func (t *Town) ruleBackoffOver(now Time) bool {
@@ -124,6 +137,7 @@ func (t *Town) ruleLeases(now Time) bool {
 			}
 			moved = true
 		case talks && r.LeaseUntil != 0 && now >= r.LeaseUntil:
+			t.failed(now, "agent/"+r.Preset, "the sandbox no longer speaks of run "+r.ID)
 			t.endRun(r, now, OutcomeLost, ClassInfra, "its sandbox no longer speaks of it")
 			moved = true
 		}
@@ -148,7 +162,7 @@ func (t *Town) ruleStuck(now Time) bool {
 		case idle >= t.duration("stuck.restart_after", b, rig):
 			if b.Restarted {
 				t.stopRun(r, now, stopStuckAgain)
-				t.notify(now, "bead.stuck", b.ID, b.Title+": "+stopStuckAgain)
+				t.escalate(now, CauseStuck, b.ID, b.Title+": "+stopStuckAgain)
 				break
 			}
 			t.edit(b, now, func() { b.Restarted = true })
@@ -314,8 +328,8 @@ func (t *Town) failed(now Time, subject, why string) {
 	br.Until = now.Add(t.backoff(br.Fails, subject))
 	t.mark(kindBreaker, subject)
 	t.log(now, "breaker.open", subject, "", br.Last, "fails", strconv.Itoa(br.Fails), "until", br.Until.String())
-	if br.Fails == noticeFails {
-		t.notify(now, "breaker.open", subject, "failed "+strconv.Itoa(br.Fails)+" times in a row: "+clip(br.Last, 500))
+	if br.Fails >= noticeFails {
+		t.escalate(now, CauseBreaker, subject, "failed "+strconv.Itoa(br.Fails)+" times in a row: "+clip(br.Last, 500))
 	}
 }
 
@@ -344,12 +358,23 @@ func hash(parts ...string) uint64 {
 	return h
 }
 
+// dropBreaker forgets the breaker of a subject that is gone or was reset.
+func (t *Town) dropBreaker(now Time, subject, by, why string) {
+	if t.breakers[subject] == nil {
+		return
+	}
+	delete(t.breakers, subject)
+	t.mark(kindBreaker, subject)
+	t.settled(now, subject, by, why)
+}
+
 // proved resets the breaker of a subject that just worked.
 func (t *Town) proved(now Time, subject string) {
 	if br := t.breakers[subject]; br != nil {
 		delete(t.breakers, subject)
 		t.mark(kindBreaker, subject)
 		t.log(now, "breaker.closed", subject, "", "it works again after "+strconv.Itoa(br.Fails)+" failures")
+		t.settled(now, subject, "", "it works again")
 	}
 	if subject == "sandbox" && t.info.Sandbox.Wedges != 0 {
 		t.info.Sandbox.Wedges, t.info.Sandbox.FreshDisk = 0, false

@@ -50,6 +50,7 @@ type Run struct {
 	StopAt  Time    `json:"stop_at,omitempty"` // when draining began
 	Nudges  []Nudge `json:"nudges,omitempty"`  // not yet acknowledged
 	NudgeN  int     `json:"nudge_n,omitempty"` // number of the latest
+	Refused int     `json:"refused,omitempty"` // how often its evidence was refused
 	Stuck   int     `json:"stuck,omitempty"`   // steps of the ladder for stuck agents taken
 }
 

@@ -174,7 +174,7 @@ func (t *Town) chargeWork(b *Bead, now Time, reason string) {
 	}
 	if b.Charged >= limit {
 		t.setStatus(b, now, BeadFailed, "", fmt.Sprintf("%d of %d attempts failed; the last: %s", b.Charged, limit, clip(reason, 500)))
-		t.notify(now, "bead.failed", b.ID, b.Title+": "+clip(reason, 500))
+		t.escalate(now, CauseFailed, b.ID, b.Title+": "+clip(reason, 500))
 		return
 	}
 	pause := t.workBackoff(b.Charged, b, r)
@@ -262,7 +262,7 @@ func (t *Town) accept(r *Run, b *Bead, now Time, in Verdict) {
 			b.Attempt++
 		})
 		t.setStatus(b, now, BeadOpen, "", r.Agent+" asks for a person: "+clip(in.Text, 500))
-		t.notify(now, "bead.escalated", b.ID, b.Title+": "+clip(in.Text, 500))
+		t.escalate(now, CauseEscalated, b.ID, b.Title+": "+clip(in.Text, 500))
 	}
 }
 
@@ -309,6 +309,9 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 	case OutcomeExited, OutcomeFailed:
 	case OutcomeStopped:
 		// The runner was told to stop by its sandbox, not by the town.
+		if b := t.beads[r.Bead]; b != nil && b.stopped() >= freeStops {
+			t.failed(now, "agent/"+r.Preset, "run "+r.ID+" was stopped by its sandbox, as the "+strconv.Itoa(b.stopped())+" before: "+reason)
+		}
 		t.endRun(r, now, OutcomeStopped, ClassInfra, reason)
 		return
 	default:
@@ -331,6 +334,19 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 	t.endRun(r, now, o, ClassWork, reason)
 }
 
+// freeStops is how many runs of a bead in a row a sandbox may stop unasked, as one
+// does that is being shut down, before there is a pause.
+const freeStops = 2
+
+// stopped counts the latest runs in a row that their sandbox stopped unasked.
+func (b *Bead) stopped() int {
+	n := 0
+	for n < len(b.Runs) && b.Runs[len(b.Runs)-1-n].Outcome == OutcomeStopped && b.Runs[len(b.Runs)-1-n].Class == ClassInfra {
+		n++
+	}
+	return n
+}
+
 // SubjectKilled is the subject of a run whose agent was killed from outside,
 // as systems do that run out of memory.
 const SubjectKilled = "killed"
@@ -350,7 +366,7 @@ func (t *Town) agentKilled(r *Run, now Time, reason string) {
 
 // endStopped ends a run that was asked to stop.
 func (t *Town) endStopped(r *Run, now Time) {
-	if r.Stop == stopLimit || r.Stop == stopStuckAgain {
+	if r.Stop == stopLimit || r.Stop == stopStuckAgain || r.Stop == stopRefused {
 		t.endRun(r, now, OutcomeExited, ClassWork, r.Stop)
 		return
 	}
@@ -361,6 +377,7 @@ const (
 	stopLimit      = "its time limit is over"
 	stopStuck      = "no sign of life: restarted from the last checkpoint"
 	stopStuckAgain = "no sign of life again after a restart"
+	stopRefused    = "what it called done was refused again and again"
 	stopDrain      = "the sandbox is being drained"
 )
 

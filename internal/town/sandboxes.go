@@ -25,6 +25,9 @@ func (t *Town) setSandbox(now Time, to SandboxState, why string) {
 		s.StopReason = why
 		t.log(now, "sandbox.asleep", t.info.Name, "", why, "generation", strconv.FormatInt(s.Generation, 10),
 			"awake_ms", strconv.FormatInt(s.AwakeMS-s.AwakeBase, 10), "ended", s.LastHoldWas)
+		for _, subject := range []string{"sandbox.stop", "sandbox.inspect", "token"} {
+			t.dropBreaker(now, subject, "", "the sandbox is gone")
+		}
 	}
 	t.mark(kindTown, t.info.ID)
 }
@@ -334,6 +337,8 @@ func (t *Town) inspected(now Time, i Inspected) {
 	s.Inspected = now
 	t.mark(kindTown, t.info.ID)
 	switch {
+	case i.State != "gone" && i.State != "running":
+		t.failed(now, "sandbox.inspect", "the driver can't say whether it runs: "+cmp.Or(i.Reason, i.State))
 	case i.State == "gone":
 		t.sandboxGone(now, cmp.Or(plain(i.Reason, 500), "it is gone"))
 	case i.State == "running" && t.silent(now):

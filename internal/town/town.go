@@ -31,7 +31,12 @@ type Info struct {
 	LedgerSeq   int64  `json:"ledger_seq"`
 	ClaimSeq    int64  `json:"claim_seq"`
 	NoticeSeq   int64  `json:"notice_seq"`
-	Busy        bool   `json:"busy,omitempty"` // had beads that were not terminal since it last finished its work
+	// EscalationSeq numbers escalations.
+	EscalationSeq int64 `json:"escalation_seq,omitempty"`
+	// Poison is what sandboxes sent and could not be taken, PoisonN how many.
+	Poison  []Poison `json:"poison,omitempty"`
+	PoisonN int64    `json:"poison_n,omitempty"`
+	Busy    bool     `json:"busy,omitempty"` // had beads that were not terminal since it last finished its work
 }
 
 // Town is the state of one town. Make one with New or Decode.
@@ -46,6 +51,8 @@ type Town struct {
 	breakers map[string]*Breaker
 	notices  map[int64]*Notice
 	usage    map[string]*Usage // by day
+
+	escalations map[string]*Escalation
 
 	ix      index
 	dirty   map[rowKey]struct{}
@@ -80,7 +87,8 @@ func empty() *Town {
 	return &Town{
 		rigs: map[string]*Rig{}, beads: map[string]*Bead{}, runs: map[string]*Run{}, agents: map[string]*Agent{},
 		claims: map[string]*Claim{}, breakers: map[string]*Breaker{}, notices: map[int64]*Notice{}, usage: map[string]*Usage{},
-		dirty: map[rowKey]struct{}{}, ix: newIndex(), odd: map[rowKey]string{},
+		escalations: map[string]*Escalation{},
+		dirty:       map[rowKey]struct{}{}, ix: newIndex(), odd: map[rowKey]string{},
 	}
 }
 

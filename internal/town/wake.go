@@ -74,6 +74,7 @@ func (t *Town) NextWake(at time.Time) (time.Time, bool) {
 	}
 	for _, c := range t.claims {
 		future(c.Until)
+		see(c.Until.Add(maxClaim))
 	}
 	for _, n := range t.notices {
 		if !n.Dead {
@@ -130,5 +131,7 @@ func (t *Town) silenceWake(now Time, future func(Time)) {
 		future(s.LastSeen.Add(t.duration("lease", nil, nil)))
 		return
 	}
-	future(s.Inspected.Add(inspectAgain))
+	if !t.broken("sandbox.inspect", now) {
+		future(s.Inspected.Add(inspectAgain))
+	}
 }

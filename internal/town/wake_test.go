@@ -125,7 +125,7 @@ func TestNextWakeOfRunsIsTheExactMoment(t *testing.T) {
 		d.save()
 		d.wantWake(timeoutQuick) // while somebody looks, there is nothing else to do
 		d.do(EffectDone{Key: e.Key, ID: e.ID, Result: Inspected{State: "unknown"}})
-		d.wantWake(inspectAgain)
+		d.wantWake(d.town.breakers["sandbox.inspect"].Until.Time().Sub(d.now))
 	})
 	t.Run("the lease of a run that is not spoken of", func(t *testing.T) {
 		d := slowTown(t, "lease", "70s")

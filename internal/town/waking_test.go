@@ -24,6 +24,7 @@ var wakes = map[string]struct {
 	"bead.reopen":     {true, "work is taken up again"},
 	"bead.nudge":      {false, "mail to nobody running is refused"},
 	"retry":           {true, "a person ends a pause"},
+	"escalation.seen": {false, "a person saw it"},
 	"rig.add":         {false, "a new rig has no beads"},
 	"rig.set":         {true, "only work that waited for this very setting, such as a limit of 0"},
 	"rig.drop":        {false, ""},
@@ -35,6 +36,7 @@ var wakes = map[string]struct {
 	"sandbox.hello":   {false, "refused: no generation is current while asleep"},
 	"sandbox.reports": {false, "refused: no generation is current while asleep"},
 	"run.verdict":     {false, "refused: no run is current while asleep"},
+	"run.refused":     {false, "refused: no generation is current while asleep"},
 	"merge.gates":     {false, "refused: no generation is current while asleep"},
 	"token.exchange":  {false, "refused: an asleep sandbox has nothing to renew"},
 	"sandbox.exited":  {false, "sleep that was asked for is no eviction"},
@@ -142,6 +144,7 @@ func sleeper(h history) Input {
 	b, r, gen := h.someBead(), h.someRun(), h.d.gen()
 	inputs := []Input{
 		CancelBead{By: "ann", Bead: b},
+		Acknowledge{By: "ann", ID: "esc/1"},
 		NudgeBead{By: "ann", Bead: b, Text: "hurry"},
 		AddRig{By: "ann", Rig: Rig{Name: "api", Prefix: "api", URL: "/y", Target: "main", Tip: commitName(4)}},
 		DropRig{By: "ann", Rig: "web", Force: h.pick(2) == 0},
@@ -151,6 +154,7 @@ func sleeper(h history) Input {
 		Hello{Generation: gen, Stream: "again"},
 		Reports{Generation: gen, Stream: "s1", From: h.d.town.info.Sandbox.Seq + 1, Items: []Report{{Kind: ReportHeartbeat}}},
 		Verdict{Generation: gen, Run: r.ID, Epoch: r.Epoch, CallID: "z", Kind: VerdictNoChange, Text: "x"},
+		Refused{Generation: gen, Run: r.ID, Epoch: r.Epoch, Why: "x"},
 		GatesDone{Generation: gen, Bead: b, N: 1},
 		Exchange{Generation: gen},
 		SandboxExited{Generation: gen, Reason: "gone"},

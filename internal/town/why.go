@@ -240,9 +240,12 @@ func (t *Town) whyMerge(b *Bead, now Time) Reason {
 	if m == nil {
 		return Reason{State: Active, Kind: "merge", Text: "in review"}
 	}
-	for _, subject := range []string{"merge/" + b.ID, "rig/" + b.Rig, "gates/" + b.Rig} {
+	for _, subject := range []string{"merge/" + b.ID, "rig/" + b.Rig, "push/" + b.Rig, "gates/" + b.Rig} {
 		if m.State == MergeGating {
 			break
+		}
+		if subject == "push/"+b.Rig && (m.State == MergeBuilding || m.Pushed) {
+			continue
 		}
 		if w := t.breakerWait(subject, now); w.Kind != "" {
 			return w
