@@ -109,37 +109,24 @@ func TestOutbox(t *testing.T) {
 		}
 		check(t, l, "c")
 	})
-	t.Run("a report that makes the server fail is given up in the end", func(t *testing.T) {
-		l, calls := &ledger{next: 1}, 0
-		err := deliver(t, testOutbox(t), func(q wire.ReportsRequest) (wire.ReportsResponse, error) {
-			calls++
-			for _, r := range q.Items {
-				if r.Run == "bad" {
-					return wire.ReportsResponse{}, errs.New(errs.Internal, "panic")
+	for _, kind := range []errs.Kind{errs.Invalid, errs.Internal} {
+		t.Run("a report that the server answers with "+string(kind)+" is replaced by a note and stops no other", func(t *testing.T) {
+			l, calls := &ledger{next: 1}, 0
+			err := deliver(t, testOutbox(t), func(q wire.ReportsRequest) (wire.ReportsResponse, error) {
+				calls++
+				for _, r := range q.Items {
+					if r.Run == "bad" {
+						return wire.ReportsResponse{}, errs.New(kind, "no")
+					}
 				}
+				return take(l, q), nil
+			}, "a", "bad", "b")
+			if err != nil || calls > 4*poisonTries {
+				t.Error(err, calls)
 			}
-			return take(l, q), nil
-		}, "a", "bad", "b")
-		if err != nil || calls > 4*poisonTries {
-			t.Error(err, calls)
-		}
-		check(t, l, "a", "lost", "b")
-	})
-	t.Run("a poisoned report is replaced by a note and stops no other", func(t *testing.T) {
-		l := &ledger{next: 1}
-		err := deliver(t, testOutbox(t), func(q wire.ReportsRequest) (wire.ReportsResponse, error) {
-			for _, r := range q.Items {
-				if r.Run == "bad" {
-					return wire.ReportsResponse{}, errs.New(errs.Invalid, "no")
-				}
-			}
-			return take(l, q), nil
-		}, "a", "bad", "b")
-		if err != nil {
-			t.Error(err)
-		}
-		check(t, l, "a", "lost", "b")
-	})
+			check(t, l, "a", "lost", "b")
+		})
+	}
 	t.Run("an old generation ends the sender", func(t *testing.T) {
 		err := deliver(t, testOutbox(t), func(wire.ReportsRequest) (wire.ReportsResponse, error) {
 			return wire.ReportsResponse{}, errs.New(errs.Gone, "old")
