@@ -124,9 +124,9 @@ func (c *copyOf) rigChanges(rows []town.Row) (out []store.RigIndex) {
 			continue
 		}
 		rig, ok := c.t.Rig(r.ID)
-		old, had := c.rigs[r.ID]
+		old := c.rigs[r.ID]
 		switch {
-		case !ok && had:
+		case !ok: // it is gone, or could not be read and was dropped
 			out = append(out, store.RigIndex{Rig: r.ID, Removed: true})
 		case ok && old != rig.Prefix:
 			out = append(out, store.RigIndex{Rig: r.ID, Prefix: rig.Prefix})

@@ -101,6 +101,9 @@ func (t *Town) checkNewBead(in CreateBead, r *Rig) error {
 	if t.beads[in.ID] != nil {
 		return errs.New(errs.Conflict, "bead %s exists already", in.ID).WithHint("leave the id out to get a free one")
 	}
+	if t.unreadable(kindBead, in.ID) {
+		return errs.New(errs.Conflict, "bead %s exists already and can't be read", in.ID).WithHint("gastown doctor --town %s says why", t.info.Name)
+	}
 	if len(t.beads) >= MaxBeads {
 		return errs.New(errs.Conflict, "town %s has %d beads, the most it may have", t.info.Name, MaxBeads)
 	}

@@ -52,6 +52,9 @@ func (t *Town) checkNewRig(r Rig) error {
 
 // CheckFree refuses a rig name or prefix that the town uses already.
 func (t *Town) CheckFree(name, prefix string) error {
+	if t.unreadable(kindRig, name) {
+		return errs.New(errs.Conflict, "rig %s exists already and can't be read", name).WithHint("gastown doctor --town %s says why", t.info.Name)
+	}
 	for _, o := range t.Rigs() {
 		if o.Name == name {
 			return errs.New(errs.Conflict, "rig %s exists already", name)
@@ -150,6 +153,10 @@ func (t *Town) dropRig(now Time, in DropRig) error {
 	if len(alive) > 0 && !in.Force {
 		return errs.New(errs.Conflict, "rig %s has %d beads that are not ended", r.Name, len(alive)).
 			WithHint("close or cancel them, or remove with --force, which cancels them")
+	}
+	if n := t.unreadableBeads(r); n > 0 && !in.Force {
+		return errs.New(errs.Conflict, "rig %s has %d beads that can't be read", r.Name, n).
+			WithHint("gastown doctor --town %s says why; remove with --force to lose their work", t.info.Name)
 	}
 	slices.SortFunc(alive, func(a, b *Bead) int { return strings.Compare(a.ID, b.ID) })
 	for _, b := range alive {

@@ -29,7 +29,7 @@ func (t *Town) Handle(at time.Time, in Input) error {
 // whileDeleting lets only what ends a town pass.
 func (t *Town) whileDeleting(in Input) error {
 	switch in.(type) {
-	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, SlotFree, Tick, DeleteTown, Retry, Acknowledge:
+	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, SlotFree, Tick, DeleteTown, Retry, DropRow, Acknowledge:
 		return nil
 	case Hello, Verdict, Refused, Exchange:
 		return errs.New(errs.Gone, "town %s is being deleted", t.info.Name)
@@ -57,6 +57,8 @@ func (t *Town) apply(now Time, in Input) error {
 		return t.nudgeBead(now, in)
 	case Retry:
 		return t.retry(now, in)
+	case DropRow:
+		return t.dropRow(now, in)
 	case Acknowledge:
 		return t.acknowledge(now, in)
 	case AddRig:

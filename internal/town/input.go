@@ -55,6 +55,8 @@ type (
 	// subject of an escalation, named by ID.
 	Retry struct{ By, ID string }
 
+	// DropRow deletes a quarantined row, named kind/id, for good.
+	DropRow struct{ By, Name string }
 	// Acknowledge notes that a person saw an escalation. It stays open.
 	Acknowledge struct{ By, ID string }
 
@@ -195,6 +197,7 @@ func (CancelBead) input() string    { return "bead.cancel" }
 func (ReopenBead) input() string    { return "bead.reopen" }
 func (NudgeBead) input() string     { return "bead.nudge" }
 func (Retry) input() string         { return "retry" }
+func (DropRow) input() string       { return "row.drop" }
 func (Acknowledge) input() string   { return "escalation.seen" }
 func (AddRig) input() string        { return "rig.add" }
 func (SetRig) input() string        { return "rig.set" }
@@ -218,7 +221,7 @@ func (Tick) input() string          { return "tick" }
 
 // Inputs returns one zero value of every input that exists.
 func Inputs() []Input {
-	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, Acknowledge{},
+	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Acknowledge{},
 		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
 		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Tick{}}
 }

@@ -26,6 +26,8 @@ const (
 	kindNotice     rowKind = "notice"
 	kindUsage      rowKind = "usage"
 	kindEscalation rowKind = "escalation"
+	// kindQuarantine holds the bytes of rows that could not be read and were written anew.
+	kindQuarantine rowKind = "quarantine"
 )
 
 type rowKey struct {
@@ -37,14 +39,6 @@ type rowKey struct {
 type Row struct {
 	Kind, ID string
 	Body     []byte
-}
-
-// Quarantined is a row that could not be read. It stays in the store, changes
-// nothing, and nothing else of the town waits for it.
-type Quarantined struct {
-	Kind  string `json:"kind"`
-	ID    string `json:"id"`
-	Error string `json:"error"`
 }
 
 // mark notes that a row changed and has to be written.
@@ -59,6 +53,9 @@ func (t *Town) Changes() []Row {
 	slices.SortFunc(keys, func(a, b rowKey) int { return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.id, b.id)) })
 	out := make([]Row, 0, len(keys))
 	for _, k := range keys {
+		if t.unreadable(k.kind, k.id) {
+			out = append(out, t.setAside(k))
+		}
 		out = append(out, Row{Kind: string(k.kind), ID: k.id, Body: t.encode(k)})
 	}
 	clear(t.dirty)
@@ -163,7 +160,7 @@ func Decode(id string, rows []Row, server Settings) (*Town, error) {
 			if rowKind(r.Kind) == kindTown {
 				return nil, fmt.Errorf("the town's own row can't be read: %w", err)
 			}
-			t.bad = append(t.bad, Quarantined{r.Kind, r.ID, err.Error()})
+			t.quarantine(rowKey{rowKind(r.Kind), r.ID}, r.Body, err.Error())
 			continue
 		}
 		found = found || rowKind(r.Kind) == kindTown
@@ -171,8 +168,27 @@ func Decode(id string, rows []Row, server Settings) (*Town, error) {
 	if !found {
 		return nil, fmt.Errorf("town %s has no row of its own", id)
 	}
+	n := len(t.bad)
 	t.adopt()
+	if n < len(t.bad) {
+		t.keepRaw(rows)
+	}
 	return t, nil
+}
+
+// keepRaw remembers the bytes of rows that adopt took out.
+func (t *Town) keepRaw(rows []Row) {
+	missing := map[rowKey]bool{}
+	for _, q := range t.bad {
+		if k := (rowKey{rowKind(q.Kind), q.ID}); t.raw[k] == nil {
+			missing[k] = true
+		}
+	}
+	for _, r := range rows {
+		if k := (rowKey{rowKind(r.Kind), r.ID}); missing[k] {
+			t.raw[k] = r.Body
+		}
+	}
 }
 
 func (t *Town) decode(r Row) error {
@@ -191,6 +207,7 @@ func (t *Town) decode(r Row) error {
 		if !slices.Contains([]Mode{ModeActive, ModePaused, ModeSleeping, ModeDeleting}, v.Mode) {
 			return unknown("mode", v.Mode)
 		}
+		sober(&v.CreatedAt, &v.ModeAt, &v.AwakeFrom, &v.AwakeFor, &v.Sandbox.Since, &v.Meter.Since)
 		t.info = v
 		return nil
 	case kindRig:
@@ -198,6 +215,7 @@ func (t *Town) decode(r Row) error {
 			if v.State != RigActive && v.State != RigRemoving {
 				return v.Name, unknown("state", v.State)
 			}
+			sober(&v.CreatedAt, &v.FetchedAt)
 			return v.Name, nil
 		})
 	case kindBead:
@@ -207,19 +225,23 @@ func (t *Town) decode(r Row) error {
 			if !slices.Contains([]RunState{RunStarting, RunRunning, RunDraining}, v.State) {
 				return v.ID, unknown("state", v.State)
 			}
-			return v.ID, nil
+			if v.Role != RolePolecat {
+				return v.ID, unknown("role", v.Role)
+			}
+			return v.ID, cmp.Or(counts("epoch", v.Epoch), sane(v.CreatedAt, v.SpawnedAt, v.LifeAt, v.LeaseUntil, v.SavedAt, v.StopAt))
 		})
 	case kindAgent:
 		return into(t.agents, r, func(v *Agent) (string, error) {
 			if v.ID != v.Rig+"/"+v.Name {
 				return v.ID, fmt.Errorf("it says it is %q of rig %q", clip(v.Name, 60), clip(v.Rig, 60))
 			}
+			sober(&v.Since)
 			return v.ID, nil
 		})
 	case kindClaim:
-		return into(t.claims, r, func(v *Claim) (string, error) { return v.Key, nil })
+		return into(t.claims, r, func(v *Claim) (string, error) { return v.Key, sane(v.Until) })
 	case kindBreaker:
-		return into(t.breakers, r, func(v *Breaker) (string, error) { return v.Subject, nil })
+		return into(t.breakers, r, func(v *Breaker) (string, error) { return v.Subject, sane(v.Until, v.Since) })
 	case kindUsage:
 		return into(t.usage, r, func(v *Usage) (string, error) { return v.Day, nil })
 	case kindEscalation:
@@ -227,7 +249,7 @@ func (t *Town) decode(r Row) error {
 			if !slices.Contains([]Cause{CauseFailed, CauseEscalated, CauseStuck, CauseBreaker, CauseMany}, v.Cause) {
 				return v.ID, unknown("cause", v.Cause)
 			}
-			return v.ID, nil
+			return v.ID, sane(v.First, v.Last, v.Told, v.Closed, v.SeenAt)
 		})
 	case kindNotice:
 		var v Notice
@@ -237,8 +259,14 @@ func (t *Town) decode(r Row) error {
 		if strconv.FormatInt(v.ID, 10) != r.ID {
 			return fmt.Errorf("it says it is %d", v.ID)
 		}
+		if err := sane(v.At, v.Next); err != nil {
+			return err
+		}
 		t.notices[v.ID] = &v
 		return nil
+	}
+	if rowKind(r.Kind) == kindQuarantine {
+		return errors.New(asideText)
 	}
 	return fmt.Errorf("unknown kind of row %q", clip(r.Kind, 60))
 }
@@ -254,7 +282,10 @@ func checkBeadRow(v *Bead) (string, error) {
 	if v.Merge != nil && !slices.Contains([]MergeState{MergeQueued, MergeBuilding, MergeGating, MergeLanding, MergeWaiting}, v.Merge.State) {
 		return v.ID, unknown("state of its merge", v.Merge.State)
 	}
-	return v.ID, nil
+	if v.Proof != nil && !slices.Contains([]ProofKind{ProofMerged, ProofNoChange, ProofPerson}, v.Proof.Kind) {
+		return v.ID, unknown("proof", v.Proof.Kind)
+	}
+	return v.ID, cmp.Or(counts("epoch", v.Epoch), sane(v.times()...))
 }
 
 // into decodes a row into m; check returns the id that it says it has.

@@ -58,6 +58,7 @@ type Town struct {
 	dirty   map[rowKey]struct{}
 	entries []Entry
 	bad     []Quarantined
+	raw     map[rowKey][]byte // what the store has of the rows in bad
 	odd     map[rowKey]string // loaded rows that contradict others, and how
 }
 
@@ -88,7 +89,7 @@ func empty() *Town {
 		rigs: map[string]*Rig{}, beads: map[string]*Bead{}, runs: map[string]*Run{}, agents: map[string]*Agent{},
 		claims: map[string]*Claim{}, breakers: map[string]*Breaker{}, notices: map[int64]*Notice{}, usage: map[string]*Usage{},
 		escalations: map[string]*Escalation{},
-		dirty:       map[rowKey]struct{}{}, ix: newIndex(), odd: map[rowKey]string{},
+		dirty:       map[rowKey]struct{}{}, ix: newIndex(), odd: map[rowKey]string{}, raw: map[rowKey][]byte{},
 	}
 }
 

@@ -24,6 +24,7 @@ var wakes = map[string]struct {
 	"bead.reopen":     {true, "work is taken up again"},
 	"bead.nudge":      {false, "mail to nobody running is refused"},
 	"retry":           {true, "a person ends a pause"},
+	"row.drop":        {false, "what can't be read changes nothing, nor does its end"},
 	"escalation.seen": {false, "a person saw it"},
 	"rig.add":         {false, "a new rig has no beads"},
 	"rig.set":         {true, "only work that waited for this very setting, such as a limit of 0"},
@@ -145,6 +146,7 @@ func sleeper(h history) Input {
 	inputs := []Input{
 		CancelBead{By: "ann", Bead: b},
 		Acknowledge{By: "ann", ID: "esc/1"},
+		DropRow{By: "ann", Name: "bead/web-aaaaa"},
 		NudgeBead{By: "ann", Bead: b, Text: "hurry"},
 		AddRig{By: "ann", Rig: Rig{Name: "api", Prefix: "api", URL: "/y", Target: "main", Tip: commitName(4)}},
 		DropRig{By: "ann", Rig: "web", Force: h.pick(2) == 0},
