@@ -47,7 +47,7 @@ func poisons(err error) bool {
 // by this process: what the disk holds is no longer known.
 func breaks(err error) bool {
 	switch code(err) {
-	case codeIOErr, codeCorrupt, codeNotADB, codeReadOnly:
+	case codeIOErr, codeCorrupt, codeNotADB, codeReadOnly, codeCantOpen, codeProtocol:
 		return true
 	}
 	return false
@@ -70,10 +70,14 @@ func refused(err error) error {
 	return errs.Wrap(errs.Unavailable, err, "the store failed")
 }
 
-// errReadOnly answers every write after one that failed in the middle.
-func errReadOnly(cause error) error {
-	return (&errs.Error{Kind: errs.Unavailable, Message: "the store is read-only because a write failed", Err: cause}).
-		WithHint("check the disk, then restart the server")
+// readOnly answers every write after one that failed in the middle.
+func (w *writer) readOnly() error {
+	h := w.health.snapshot()
+	text := "the store is read-only because a write failed"
+	if h.State == Damaged {
+		text = "the store is read-only because its file is damaged"
+	}
+	return (&errs.Error{Kind: errs.Unavailable, Message: text, Err: w.broken}).WithHint("%s", h.Hint)
 }
 
 // unknown says that the outcome of a write is not known, and why. It is

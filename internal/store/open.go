@@ -10,12 +10,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	"github.com/gofrs/flock"
 	"github.com/pressly/goose/v3"
 
 	"gastown/internal/errs"
@@ -36,7 +33,9 @@ type Options struct {
 	CacheKiB int              // page cache of the writer; 0 = 65536 (64 MiB)
 	Batch    int              // writes that share a transaction at most; 0 = 256
 	MaxPages int64            // size limit of the file in pages of 4 KiB; 0 = none
-	Now      func() time.Time // written into the lock file only; nil = time.Now
+	Now      func() time.Time // for the lock file and Health; nil = time.Now
+	Lock     *Lock            // of the directory, held by the caller; nil: Open takes it and Close releases it
+	Changed  func(Health)     // told of every change of the store's health, one after another; may be nil
 }
 
 func (o Options) withDefaults() Options {
@@ -60,9 +59,14 @@ func (o Options) withDefaults() Options {
 type SQLite struct {
 	opts    Options
 	path    string
-	lock    *flock.Flock
+	lock    *Lock      // nil when the caller holds it
 	readers chan *link // nil links are dialled on first use
 	w       *writer
+	health  *health
+	unclean bool // the last use of the files did not end with Close
+
+	background sync.WaitGroup // the checker
+	checks     chan struct{}  // capacity 1: a check is wanted
 
 	closing  sync.Once
 	closed   chan struct{} // closed when Close begins
@@ -79,13 +83,16 @@ func Open(ctx context.Context, dir string, opts Options) (*SQLite, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "creating the data directory")
 	}
-	lock, err := takeLock(dir, opts.Now())
+	if opts.Lock != nil {
+		return open(ctx, dir, opts)
+	}
+	lock, err := TakeLock(dir, opts.Now())
 	if err != nil {
 		return nil, err
 	}
 	s, err := open(ctx, dir, opts)
 	if err != nil {
-		return nil, errors.Join(err, lock.Unlock())
+		return nil, errors.Join(err, lock.Release())
 	}
 	s.lock = lock
 	return s, nil
@@ -96,8 +103,10 @@ func open(ctx context.Context, dir string, opts Options) (*SQLite, error) {
 	if err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "data directory")
 	}
-	s := &SQLite{opts: opts, path: filepath.Join(abs, fileName), closed: make(chan struct{}),
+	s := &SQLite{opts: opts, path: filepath.Join(abs, fileName), closed: make(chan struct{}), checks: make(chan struct{}, 1),
 		readers: make(chan *link, opts.Readers)}
+	_, err = os.Lstat(s.path)
+	fresh := errors.Is(err, fs.ErrNotExist)
 	// Created here so that only its owner may read it; SQLite gives its log the same mode.
 	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -105,6 +114,9 @@ func open(ctx context.Context, dir string, opts Options) (*SQLite, error) {
 	}
 	if err := f.Close(); err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "opening the store")
+	}
+	if s.unclean, err = begun(abs, fresh); err != nil {
+		return nil, err
 	}
 	if err := s.migrate(ctx); err != nil {
 		return nil, err
@@ -117,61 +129,16 @@ func open(ctx context.Context, dir string, opts Options) (*SQLite, error) {
 	for range opts.Readers - 1 {
 		s.readers <- nil
 	}
-	if s.w, err = startWriter(s.writeDSN(), s.path, opts.Batch); err != nil {
+	s.health = newHealth(abs, opts)
+	if s.w, err = startWriter(s.writeDSN(), s.path, opts.Batch, s.health, s.dropReaders, s.recheck); err != nil {
+		s.health.stop()
 		return nil, errors.Join(errs.Wrap(errs.Unavailable, err, "opening %s", s.path), first.close())
 	}
+	if s.unclean {
+		s.recheck()
+	}
+	s.background.Go(s.checker)
 	return s, nil
-}
-
-// lockWait is how long the lock of a holder that is dead may linger.
-const lockWait = 5 * time.Second
-
-// alive reports whether the process that a lock file names may exist.
-func alive(holder string) bool {
-	var pid int
-	if _, err := fmt.Sscanf(holder, "pid %d ", &pid); err != nil || pid <= 0 {
-		return true
-	}
-	p, err := os.FindProcess(pid)
-	return err == nil && !errors.Is(p.Signal(syscall.Signal(0)), os.ErrProcessDone)
-}
-
-// takeLock holds DIR/gastown.lock, or says who does.
-func takeLock(dir string, now time.Time) (*flock.Flock, error) {
-	path := filepath.Join(dir, lockName)
-	lock := flock.New(path, flock.SetPermissions(0o600))
-	ok, err := lock.TryLock()
-	who := "another process"
-	if err == nil && !ok {
-		if text, err := os.ReadFile(path); err == nil && len(text) > 0 {
-			who = strings.TrimSpace(string(text))
-		}
-		if !alive(who) {
-			// A child that the dead holder was just forking may hold its lock until it
-			// begins its own program.
-			wait, cancel := context.WithTimeout(context.Background(), lockWait)
-			defer cancel()
-			if ok, err = lock.TryLockContext(wait, lockWait/100); wait.Err() != nil {
-				err = nil
-			}
-		}
-	}
-	if err != nil {
-		return nil, errs.Wrap(errs.Unavailable, err, "locking %s", path)
-	}
-	if !ok {
-		return nil, errs.New(errs.Conflict, "the data directory %s is in use by %s", dir, who).
-			WithHint("stop that server or choose another directory")
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown host"
-	}
-	text := fmt.Sprintf("pid %d on %s since %s\n", os.Getpid(), host, now.UTC().Format(time.RFC3339))
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		return nil, errors.Join(errs.Wrap(errs.Unavailable, err, "writing %s", path), lock.Unlock())
-	}
-	return lock, nil
 }
 
 // dsn builds a connection string; pragmas run in the driver at each dial.
@@ -215,8 +182,12 @@ func (s *SQLite) migrate(ctx context.Context) (err error) {
 		return errs.Wrap(errs.Unavailable, err, "reading the schema version of %s", s.path)
 	}
 	if have > want {
-		return errs.New(errs.Conflict, "%s has schema %d, but this gastown knows only %d", s.path, have, want).
-			WithHint("run the newer gastown that wrote it")
+		return errNewer(s.path, have, want)
+	}
+	if 0 < have && have < want {
+		if err := s.keepBefore(ctx, have); err != nil {
+			return err
+		}
 	}
 	if _, err := p.Up(ctx); err != nil {
 		return errs.Wrap(errs.Unavailable, err, "migrating %s", s.path)
@@ -225,17 +196,27 @@ func (s *SQLite) migrate(ctx context.Context) (err error) {
 }
 
 // Close waits for queued writes, moves the log into the database file and lets go
-// of the data directory.
+// of the data directory. When all of that succeeds it leaves a mark, so that the
+// next Open knows that nothing needs to be checked.
 func (s *SQLite) Close() error {
 	s.closing.Do(func() {
 		close(s.closed)
+		s.background.Wait()
 		all := []error{s.w.stop()}
 		for range s.opts.Readers {
 			if l := <-s.readers; l != nil {
 				all = append(all, l.close())
 			}
 		}
-		s.closeErr = errors.Join(append(all, s.lock.Unlock())...)
+		h := s.health.snapshot()
+		if errors.Join(all...) == nil && h.State == Healthy && h.Check != CheckRunning && h.Check != CheckStopped {
+			all = append(all, ended(filepath.Dir(s.path)))
+		}
+		s.health.stop()
+		if s.lock != nil {
+			all = append(all, s.lock.Release())
+		}
+		s.closeErr = errors.Join(all...)
 	})
 	return s.closeErr
 }

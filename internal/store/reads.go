@@ -4,9 +4,6 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
-	"strings"
-
-	"gastown/internal/errs"
 )
 
 const (
@@ -60,6 +57,9 @@ func (s *SQLite) read(ctx context.Context, fn func(*link) error) error {
 		}
 	}
 	err := fn(l)
+	if damages(err) {
+		s.w.damaged(err)
+	}
 	if err != nil && (code(err) != 0 || !l.healthy()) {
 		// A broken connection is replaced by the next reader; why it broke is in err.
 		_ = l.close()
@@ -345,18 +345,4 @@ func (s *SQLite) Meta(ctx context.Context, key string) (value string, ok bool, e
 		return l.each(ctx, func(v []driver.Value) { value, ok = asText(v[0]), true }, `SELECT value FROM meta WHERE key = ?`, key)
 	})
 	return value, ok, err
-}
-
-// Check reads the whole file and reports damage; for doctor, and after an unclean
-// end in the background. It takes about a second per gigabyte.
-func (s *SQLite) Check(ctx context.Context) error {
-	var found []string
-	err := s.read(ctx, func(l *link) error {
-		return l.each(ctx, func(v []driver.Value) { found = append(found, asText(v[0])) }, `PRAGMA quick_check(10)`)
-	})
-	if err != nil || (len(found) == 1 && found[0] == "ok") {
-		return err
-	}
-	return errs.New(errs.Internal, "%s is damaged: %s", s.path, strings.Join(found, "; ")).
-		WithHint("restore a backup")
 }

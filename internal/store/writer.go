@@ -53,6 +53,12 @@ type writer struct {
 	commit func(*link) error // COMMIT; tests replace it
 	broken error             // why the store is read-only; used by the goroutine only
 
+	health      *health
+	probe       probing
+	spoilt      chan error // damage that a check found
+	dropReaders func()     // closes idle reading connections
+	recheck     func()     // has the files read whole beside everything else
+
 	ckpt      *checkpointer
 	sinceJobs int
 	sinceLen  int
@@ -60,14 +66,15 @@ type writer struct {
 	writes, bytes, jobs, batches atomic.Int64
 }
 
-func startWriter(dsn, path string, batch int) (*writer, error) {
+func startWriter(dsn, path string, batch int, h *health, dropReaders, recheck func()) (*writer, error) {
 	l, err := dial(dsn)
 	if err != nil {
 		return nil, err
 	}
 	dropTombstones(l)
 	w := &writer{dsn: dsn, path: path, batch: batch, l: l, queue: make(chan *job, queueLength),
-		quit: make(chan struct{}), ended: make(chan struct{}), commit: commitLink}
+		quit: make(chan struct{}), ended: make(chan struct{}), commit: commitLink,
+		health: h, dropReaders: dropReaders, recheck: recheck, spoilt: make(chan error)}
 	w.ckpt = startCheckpointer(dsn)
 	go w.loop()
 	return w, nil
@@ -143,7 +150,14 @@ func (w *writer) loop() {
 		select {
 		case j := <-w.queue:
 			w.run(w.gather(j))
+		case err := <-w.spoilt:
+			w.broken = err
+		case <-w.probe.tick():
+			w.tryAgain()
+		case err := <-w.probe.result:
+			w.tried(err)
 		case <-w.quit:
+			w.endProbe()
 			for {
 				select {
 				case j := <-w.queue:
@@ -154,6 +168,14 @@ func (w *writer) loop() {
 			}
 		}
 	}
+}
+
+// endProbe waits for a try under way.
+func (w *writer) endProbe() {
+	if w.probe.result != nil {
+		w.tried(<-w.probe.result)
+	}
+	w.probe.reset()
 }
 
 // gather takes what is queued, up to the limits of a batch.
@@ -197,11 +219,15 @@ func (w *writer) run(jobs []*job) {
 // in the jobs.
 func (w *writer) apply(jobs []*job) (*tx, error) {
 	if w.broken != nil {
-		return nil, errReadOnly(w.broken)
+		return nil, w.readOnly()
+	}
+	if w.probe.result != nil { // the disk was full, and a try to write is under way
+		w.tried(<-w.probe.result)
 	}
 	if w.l == nil {
 		l, err := dial(w.dsn)
 		if err != nil {
+			w.note(err)
 			return nil, refused(err)
 		}
 		w.l = l
@@ -222,8 +248,17 @@ func (w *writer) apply(jobs []*job) (*tx, error) {
 			return nil, w.fail(err)
 		}
 		w.broken = err
+		w.note(err)
+		if w.health.snapshot().State == Healthy { // an error without a code: the outcome is as unknown
+			w.health.turned(ReadOnly, err)
+			w.probe.plan()
+		}
 		w.rollback()
 		return nil, unknownOutcome(err)
+	}
+	if w.health.snapshot().State == Full {
+		w.probe.reset()
+		w.health.turned(Healthy, nil)
 	}
 	return t, nil
 }
@@ -251,9 +286,7 @@ func (w *writer) one(t *tx, j *job) error {
 
 // fail undoes the transaction; nothing of it was committed.
 func (w *writer) fail(err error) error {
-	if breaks(err) {
-		w.broken = err
-	}
+	w.note(err)
 	w.rollback()
 	return refused(err)
 }
