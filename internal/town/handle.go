@@ -29,7 +29,7 @@ func (t *Town) Handle(at time.Time, in Input) error {
 // whileDeleting lets only what ends a town pass.
 func (t *Town) whileDeleting(in Input) error {
 	switch in.(type) {
-	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, SlotFree, Tick, DeleteTown, Retry, DropRow, Acknowledge:
+	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, SlotFree, Restored, Tick, DeleteTown, Retry, DropRow, Acknowledge:
 		return nil
 	case Hello, Verdict, Refused, Exchange:
 		return errs.New(errs.Gone, "town %s is being deleted", t.info.Name)
@@ -105,6 +105,9 @@ func (t *Town) applyMessage(now Time, in Input) error {
 		return nil
 	case SlotFree:
 		t.askAgain(now)
+		return nil
+	case Restored:
+		t.restored(now, in)
 		return nil
 	case Tick:
 		return nil

@@ -166,6 +166,12 @@ type (
 	// SlotFree says that one of the server's places may have become free: a town
 	// that waits for one asks at once.
 	SlotFree struct{}
+	// Restored says that the town was just restored from a backup made at At. No
+	// sandbox of a generation up to Generation may be listened to any more.
+	Restored struct {
+		Generation int64
+		At         Time
+	}
 	// Tick lets time alone act.
 	Tick struct{}
 )
@@ -217,11 +223,12 @@ func (SandboxExited) input() string { return "sandbox.exited" }
 func (EffectDone) input() string    { return "effect.done" }
 func (Unheard) input() string       { return "unheard" }
 func (SlotFree) input() string      { return "slot.free" }
+func (Restored) input() string      { return "restored" }
 func (Tick) input() string          { return "tick" }
 
 // Inputs returns one zero value of every input that exists.
 func Inputs() []Input {
 	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Acknowledge{},
 		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
-		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Tick{}}
+		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Restored{}, Tick{}}
 }

@@ -34,7 +34,8 @@ func (t *Town) hello(now Time, in Hello) error {
 	s.LastSeen, s.HelloBy, s.Extended = now, 0, 0
 	first := s.HelloAt == 0
 	if first {
-		s.HelloAt = now // a runner that only says hello again gives its runs and gates no more time
+		s.FreshDisk = s.Wedges >= 2 // it has one now; one that was wedged twice must prove itself
+		s.HelloAt = now             // a runner that only says hello again gives its runs and gates no more time
 	}
 	t.mark(kindTown, t.info.ID)
 	if s.State == SandboxStarting {

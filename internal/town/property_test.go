@@ -98,11 +98,13 @@ func (h *history) input() (in Input, person bool) {
 		if h.pick(10) == 0 {
 			d.now = d.now.Add(time.Duration(h.pick(3)-1) * time.Hour)
 		}
-		switch h.pick(6) {
+		switch h.pick(12) {
 		case 0:
 			return Unheard{}, false
 		case 1:
 			return SlotFree{}, false
+		case 2:
+			return Restored{Generation: h.d.gen() + int64(h.pick(3)) - 1, At: At(h.d.now.Add(-time.Hour))}, false
 		}
 		return Tick{}, false
 	case 2:

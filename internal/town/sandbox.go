@@ -52,6 +52,7 @@ type Sandbox struct {
 	Position    int          `json:"position,omitempty"` // in the queue for a slot, from 1
 	AdmitAt     Time         `json:"admit_at,omitempty"` // when to ask for a slot again
 	FreshDisk   bool         `json:"fresh_disk,omitempty"`
+	Floor       int64        `json:"floor,omitempty"`     // generations up to it belong to what a restore undid
 	Wedges      int          `json:"wedges,omitempty"`    // in a row
 	Inspected   Time         `json:"inspected,omitempty"` // last answer of the driver while silent
 	TokenAt     Time         `json:"token_at,omitempty"`  // issue time of the current token

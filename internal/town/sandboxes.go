@@ -277,7 +277,7 @@ const admitAgain = 15 * time.Second
 func (t *Town) wedge(now Time, why string) {
 	s := &t.info.Sandbox
 	s.Wedges++
-	s.FreshDisk = s.Wedges >= 2
+	s.FreshDisk = s.FreshDisk || s.Wedges >= 2
 	t.dropClaim("sandbox/start")
 	t.setSandbox(now, SandboxWedged, why)
 	t.log(now, "sandbox.wedged", t.info.Name, "", why)

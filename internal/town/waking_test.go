@@ -44,6 +44,7 @@ var wakes = map[string]struct {
 	"effect.done":     {true, "by the action: see below"},
 	"unheard":         {false, "a restart of the server is no work"},
 	"slot.free":       {false, "it only lets a town ask that is queued already"},
+	"restored":        {true, "work that the backup has at an agent is taken up again"},
 	"tick":            {true, "a pause that is over releases work"},
 
 	"do sandbox.admit":   {false, "stale while asleep"},
