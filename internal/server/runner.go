@@ -355,6 +355,9 @@ func (s *Server) haveRuns(c *sandboxCall, runs map[string]int64) error {
 		if t.Sandbox().Generation < c.Generation {
 			return errs.New(errs.Gone, "this generation never was")
 		}
+		if c.Generation <= t.Sandbox().Floor {
+			return errs.New(errs.Gone, "what this generation did was undone by a restore") // its runs' names are used again
+		}
 		for run, epoch := range runs {
 			bead, ok := beadOfRun(run, epoch)
 			b, exists := t.Bead(bead)

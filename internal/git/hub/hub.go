@@ -185,9 +185,10 @@ func (h *Hub) run(ctx context.Context, dir string, c git.Cmd) (git.Output, error
 	c.Dir, c.GitDir = dir, dir
 	out, err := h.git.Do(ctx, c)
 	if err == nil || c.Stdin != nil || !LockedOut(err.Error()) || h.sweep(dir) == 0 {
-		return out, err
+		return out, diskTrouble(err)
 	}
-	return h.git.Do(ctx, c)
+	out, err = h.git.Do(ctx, c)
+	return out, diskTrouble(err)
 }
 
 // text is run for a call whose standard output is one short text.

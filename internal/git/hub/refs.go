@@ -103,6 +103,11 @@ func (h *Hub) Maintain(ctx context.Context, id ID) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cloneTimeout)
 	defer cancel()
+	unlock, err := h.lock(ctx, dir+maintenance)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	_, err = h.git.Do(ctx, git.Cmd{Dir: dir, GitDir: dir, Args: []string{"gc", "--auto", "--quiet"}, Config: []git.Setting{
 		{Key: "gc.auto", Value: "2000"}, {Key: "gc.autoDetach", Value: "false"}, {Key: "gc.pruneExpire", Value: "2.weeks.ago"},
 	}})

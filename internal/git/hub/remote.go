@@ -165,6 +165,9 @@ func classify(err error) error {
 	if !errors.As(err, &exit) {
 		return err
 	}
+	if e := diskTrouble(err); errs.Is(e, errs.Unavailable) {
+		return e
+	}
 	s := strings.ToLower(exit.Stderr)
 	has := func(parts ...string) bool {
 		for _, p := range parts {
