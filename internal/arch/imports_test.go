@@ -13,6 +13,7 @@ var mayImport = map[string][]string{
 	"internal/api":            {},
 	"internal/town":           {"internal/errs"},
 	"internal/vault":          {"internal/errs"},
+	"internal/backup":         {"internal/errs"},
 	"internal/store":          {"internal/errs", "internal/store"},
 	"internal/sandbox":        {"internal/errs", "internal/sandbox"},
 	"internal/git":            {"internal/errs", "internal/git", "internal/vault"},
