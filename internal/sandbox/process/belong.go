@@ -13,6 +13,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/sandbox"
+	"gastown/internal/sandbox/record"
 )
 
 // killTime bounds how long killed processes may take to disappear.
@@ -38,7 +39,7 @@ type markedProc struct {
 type claim struct {
 	town       string
 	from, upTo int64
-	rec        *record
+	rec        *record.Record
 }
 
 func (c claim) covers(p markedProc) bool {
@@ -46,8 +47,8 @@ func (c claim) covers(p markedProc) bool {
 }
 
 // runs reports whether the recorded process lives.
-func (d *Driver) runs(r *record) (bool, error) {
-	if r.Phase != phaseRunning || r.Boot != d.boot {
+func (d *Driver) runs(r *record.Record) (bool, error) {
+	if r.Phase != record.Running || r.Boot != d.boot {
 		return false, nil
 	}
 	p, found, err := lookup(r.PID)
@@ -133,7 +134,7 @@ func (d *Driver) belonging(c claim) ([]proc, error) {
 // zombie, holds its pid, the session's number can't mean another one. Without the
 // leader only members that work inside the town's directory count, because the
 // number may have gone to a stranger since.
-func (d *Driver) addSession(mine map[int]bool, procs []proc, r *record) {
+func (d *Driver) addSession(mine map[int]bool, procs []proc, r *record.Record) {
 	led, taken := false, false
 	for _, p := range procs {
 		if p.pid == r.PID {
@@ -144,7 +145,7 @@ func (d *Driver) addSession(mine map[int]bool, procs []proc, r *record) {
 	if taken {
 		return
 	}
-	inside := d.dir(r.Town) + string(filepath.Separator)
+	inside := d.book.Dir(r.Town) + string(filepath.Separator)
 	for _, p := range procs {
 		if p.sid == r.PID && (led || strings.HasPrefix(cwdOf(p.pid), inside)) {
 			mine[p.pid] = true

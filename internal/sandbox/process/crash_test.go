@@ -15,6 +15,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/sandbox"
+	"gastown/internal/sandbox/record"
 	"gastown/internal/sandbox/sandboxtest"
 )
 
@@ -48,12 +49,12 @@ func spawn(t *testing.T, spec sandbox.Spec, env ...string) *exec.Cmd {
 	return cmd
 }
 
-func writeRecord(t *testing.T, d *Driver, r record) {
+func writeRecord(t *testing.T, d *Driver, r record.Record) {
 	t.Helper()
-	if err := os.MkdirAll(d.dir(r.Town), 0o700); err != nil {
+	if err := os.MkdirAll(d.book.Dir(r.Town), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.save(r); err != nil {
+	if err := d.book.Save(r); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -84,21 +85,21 @@ func TestAReusedPidNeverKillsAStranger(t *testing.T) {
 	if err != nil || !found {
 		t.Fatal(found, err)
 	}
-	for name, r := range map[string]record{
+	for name, r := range map[string]record.Record{
 		"another start time": {Boot: d.boot, Start: p.start + "1"},
 		"another boot":       {Boot: "earlier", Start: p.start},
 	} {
-		r.Town, r.Generation, r.Phase, r.PID = "alpha", 1, phaseRunning, p.pid
+		r.Town, r.Generation, r.Phase, r.PID = "alpha", 1, record.Running, p.pid
 		writeRecord(t, d, r)
 		if st := inspect(t, d, 1); st.State != sandbox.Gone {
 			t.Errorf("%s: state %s, want gone", name, st.State)
 		}
-		if err := d.Stop(context.Background(), r.ref(), time.Second); err != nil {
+		if err := d.Stop(context.Background(), refOf(r), time.Second); err != nil {
 			t.Errorf("%s: stop: %v", name, err)
 		}
 		shut(t, d)
 		d = s.Open(t).(*Driver)
-		if err := d.Remove(context.Background(), r.ref()); err != nil {
+		if err := d.Remove(context.Background(), refOf(r)); err != nil {
 			t.Errorf("%s: remove: %v", name, err)
 		}
 		w.SomeAlive()
@@ -108,7 +109,7 @@ func TestAReusedPidNeverKillsAStranger(t *testing.T) {
 
 func TestACrashBetweenForkAndRecordLeavesNothingUnknown(t *testing.T) {
 	s, d, w := newTown(t)
-	writeRecord(t, d, record{Town: "alpha", Generation: 5, Phase: phaseStarting, Boot: d.boot})
+	writeRecord(t, d, record.Record{Town: "alpha", Generation: 5, Phase: record.Starting, Boot: d.boot})
 	spawn(t, w.Spec(5, "parent"), sandbox.EnvSandbox+"="+d.marker("alpha", 5))
 	w.Ready("parent")
 	shut(t, d)
@@ -129,7 +130,7 @@ func TestACrashBetweenForkAndRecordLeavesNothingUnknown(t *testing.T) {
 
 func TestAnIntentWithoutAProcessUsesItsGenerationUp(t *testing.T) {
 	_, d, w := newTown(t)
-	writeRecord(t, d, record{Town: "alpha", Generation: 5, Phase: phaseStarting, Boot: d.boot})
+	writeRecord(t, d, record.Record{Town: "alpha", Generation: 5, Phase: record.Starting, Boot: d.boot})
 	if st := inspect(t, d, 5); st.State != sandbox.Gone || st.ExitCode != -1 {
 		t.Fatalf("status %+v, want gone", st)
 	}
@@ -141,8 +142,8 @@ func TestAnIntentWithoutAProcessUsesItsGenerationUp(t *testing.T) {
 
 func TestAStartInProgressIsUnknown(t *testing.T) {
 	_, d, _ := newTown(t)
-	writeRecord(t, d, record{Town: "alpha", Generation: 5, Phase: phaseStarting, Boot: d.boot})
-	unlock, err := d.lock(context.Background(), "alpha")
+	writeRecord(t, d, record.Record{Town: "alpha", Generation: 5, Phase: record.Starting, Boot: d.boot})
+	unlock, err := d.book.Lock(context.Background(), "alpha")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +152,7 @@ func TestAStartInProgressIsUnknown(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := d.lock(ctx, "alpha"); !errs.Is(err, errs.Unavailable) {
+	if _, err := d.book.Lock(ctx, "alpha"); !errs.Is(err, errs.Unavailable) {
 		t.Errorf("a second lock: %v, want kind unavailable", err)
 	}
 	unlock()
@@ -212,17 +213,17 @@ func TestASessionMemberWithoutMarkerOrParentIsFoundByItsDirectory(t *testing.T) 
 	}
 	self.pid, self.sid = os.Getpid(), leader
 	mine := map[int]bool{}
-	d.addSession(mine, []proc{self}, &record{Town: "alpha", PID: leader, Start: "1"})
+	d.addSession(mine, []proc{self}, &record.Record{Town: "alpha", PID: leader, Start: "1"})
 	if len(mine) != 0 {
 		t.Error("a process outside of the town's directory was claimed by its session number")
 	}
 	taken := proc{pid: leader, sid: leader, start: "2"}
-	d.addSession(mine, []proc{self, taken}, &record{Town: "alpha", PID: leader, Start: "1"})
+	d.addSession(mine, []proc{self, taken}, &record.Record{Town: "alpha", PID: leader, Start: "1"})
 	if len(mine) != 0 {
 		t.Error("a stranger's session was claimed")
 	}
 	ours := proc{pid: leader, sid: leader, start: "1", zombie: true}
-	d.addSession(mine, []proc{self, ours}, &record{Town: "alpha", PID: leader, Start: "1"})
+	d.addSession(mine, []proc{self, ours}, &record.Record{Town: "alpha", PID: leader, Start: "1"})
 	if !mine[self.pid] {
 		t.Error("a member of the session of a dead leader was not claimed")
 	}
@@ -238,10 +239,10 @@ func TestASandboxLeadsASessionOfItsOwn(t *testing.T) {
 
 func TestADamagedRecordIsVisibleAndInNobodysWay(t *testing.T) {
 	s, d, w := newTown(t)
-	if err := os.MkdirAll(d.dir("broken"), 0o700); err != nil {
+	if err := os.MkdirAll(d.book.Dir("broken"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(d.dir("broken"), recordFile)
+	path := filepath.Join(d.book.Dir("broken"), record.File)
 	if err := os.WriteFile(path, []byte(`{"town":"broken","generation":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +326,7 @@ func TestALongLogIsSetAsideAtStart(t *testing.T) {
 	if err := d.makeDisk("alpha", false); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(d.dir("alpha"), "runner.log")
+	path := filepath.Join(d.book.Dir("alpha"), "runner.log")
 	if err := os.WriteFile(path, make([]byte, maxLog+1), 0o600); err != nil {
 		t.Fatal(err)
 	}

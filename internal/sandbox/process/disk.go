@@ -16,7 +16,7 @@ const (
 	maxLog = 1 << 20
 )
 
-func (d *Driver) disk(town string) string { return filepath.Join(d.dir(town), "disk") }
+func (d *Driver) disk(town string) string { return filepath.Join(d.book.Dir(town), "disk") }
 
 // makeDisk makes sure that a town has its directories; fresh gives it an empty disk.
 func (d *Driver) makeDisk(town string, fresh bool) error {
@@ -99,7 +99,7 @@ func deleteTree(path string) error {
 
 // openLog opens the log for stdout and stderr, the older part set aside when long.
 func (d *Driver) openLog(town string) (*os.File, error) {
-	path := filepath.Join(d.dir(town), "runner.log")
+	path := filepath.Join(d.book.Dir(town), "runner.log")
 	if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
 		if err := os.Rename(path, path+".1"); err != nil {
 			return nil, errs.Wrap(errs.Unavailable, err, "sandbox: set the log of town %s aside", town)

@@ -44,6 +44,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/sandbox"
+	"gastown/internal/sandbox/record"
 )
 
 const driverName = "process"
@@ -51,6 +52,7 @@ const driverName = "process"
 // Driver runs sandboxes as plain processes. Make it with New.
 type Driver struct {
 	root  string // absolute, without symbolic links
+	book  *record.Book
 	hash  string // of root, part of every marker
 	boot  string // id of the machine's current boot
 	log   *slog.Logger
@@ -71,7 +73,7 @@ func New(root string, log *slog.Logger) (*Driver, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	for _, dir := range []string{root, filepath.Join(root, locksDir), filepath.Join(root, trashDir)} {
+	for _, dir := range []string{root, filepath.Join(root, trashDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, errs.Wrap(errs.Internal, err, "sandbox: create the root directory")
 		}
@@ -88,8 +90,13 @@ func New(root string, log *slog.Logger) (*Driver, error) {
 		return nil, errs.Wrap(errs.Internal, err, "sandbox: read the boot id of this machine")
 	}
 	sum := sha256.Sum256([]byte(root))
+	book, err := record.Open(root, log)
+	if err != nil {
+		return nil, err
+	}
 	d := &Driver{
 		root:   root,
+		book:   book,
 		hash:   hex.EncodeToString(sum[:8]),
 		boot:   boot,
 		log:    log,
@@ -146,7 +153,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, err
 	if err := spec.Validate(); err != nil {
 		return sandbox.Ref{}, err
 	}
-	unlock, err := d.lock(ctx, spec.Town)
+	unlock, err := d.book.Lock(ctx, spec.Town)
 	if err != nil {
 		return sandbox.Ref{}, err
 	}
@@ -171,7 +178,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, err
 
 // against holds a start against the record of an earlier one: done with a Ref if
 // it runs already, an error if it may not run, neither if it may start.
-func (d *Driver) against(old *record, spec sandbox.Spec) (ref sandbox.Ref, done bool, err error) {
+func (d *Driver) against(old *record.Record, spec sandbox.Spec) (ref sandbox.Ref, done bool, err error) {
 	runs, err := d.runs(old)
 	if err != nil {
 		return ref, false, err
@@ -190,11 +197,11 @@ func (d *Driver) against(old *record, spec sandbox.Spec) (ref sandbox.Ref, done 
 			old.Generation, spec.Town)
 	}
 	d.poll(*old)
-	return old.ref(), true, nil
+	return refOf(*old), true, nil
 }
 
 // clearOlder kills what earlier generations left running, known or not.
-func (d *Driver) clearOlder(ctx context.Context, spec sandbox.Spec, old *record) error {
+func (d *Driver) clearOlder(ctx context.Context, spec sandbox.Spec, old *record.Record) error {
 	procs, err := d.marked()
 	if err != nil {
 		return err
@@ -208,15 +215,15 @@ func (d *Driver) clearOlder(ctx context.Context, spec sandbox.Spec, old *record)
 }
 
 // launch runs both phases of a start. Under the town's lock.
-func (d *Driver) launch(spec sandbox.Spec, old *record) (ref sandbox.Ref, err error) {
+func (d *Driver) launch(spec sandbox.Spec, old *record.Record) (ref sandbox.Ref, err error) {
 	cmd := exec.Command(spec.Command[0], spec.Command[1:]...)
 	if cmd.Err != nil {
 		return ref, errs.Wrap(errs.Invalid, cmd.Err, "sandbox: find the command for town %s", spec.Town)
 	}
-	if _, err := os.Stat(d.dir(spec.Town)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(d.book.Dir(spec.Town)); errors.Is(err, fs.ErrNotExist) {
 		defer func() {
 			if cmd.Process == nil { // nothing ran: leave nothing
-				err = errors.Join(err, d.discard(d.dir(spec.Town)))
+				err = errors.Join(err, d.discard(d.book.Dir(spec.Town)))
 			}
 		}()
 	}
@@ -235,8 +242,8 @@ func (d *Driver) launch(spec sandbox.Spec, old *record) (ref sandbox.Ref, err er
 	defer closeQuietly(tokenR)
 	defer closeQuietly(tokenW)
 
-	rec := record{Town: spec.Town, Generation: spec.Generation, Phase: phaseStarting, Boot: d.boot}
-	if err := d.save(rec); err != nil {
+	rec := record.Record{Town: spec.Town, Generation: spec.Generation, Phase: record.Starting, Boot: d.boot}
+	if err := d.book.Save(rec); err != nil {
 		return ref, err
 	}
 	cmd.Dir = d.disk(spec.Town)
@@ -246,7 +253,7 @@ func (d *Driver) launch(spec sandbox.Spec, old *record) (ref sandbox.Ref, err er
 	cmd.ExtraFiles = []*os.File{tokenR} // becomes sandbox.TokenFD
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return ref, errors.Join(startError(spec.Town, err), d.restore(spec.Town, old))
+		return ref, errors.Join(startError(spec.Town, err), d.book.Restore(spec.Town, old))
 	}
 	if err := d.recordStarted(&rec, cmd.Process.Pid); err != nil {
 		return ref, errors.Join(err, d.abandon(cmd, rec))
@@ -257,22 +264,22 @@ func (d *Driver) launch(spec sandbox.Spec, old *record) (ref sandbox.Ref, err er
 		d.log.Warn("the token did not reach the sandbox", "town", spec.Town, "generation", spec.Generation, "err", err)
 	}
 	d.log.Info("sandbox started", "town", spec.Town, "generation", spec.Generation, "pid", rec.PID)
-	return rec.ref(), nil
+	return refOf(rec), nil
 }
 
 // recordStarted completes the intent with the identity of the process.
-func (d *Driver) recordStarted(rec *record, pid int) error {
+func (d *Driver) recordStarted(rec *record.Record, pid int) error {
 	p, found, err := lookup(pid)
 	if err != nil || !found {
 		return errs.New(errs.Internal, "sandbox: can't identify process %d just started for town %s: %v", pid, rec.Town, err)
 	}
-	rec.Phase, rec.PID, rec.Start, rec.StartedAt = phaseRunning, pid, p.start, time.Now().UTC()
-	return d.save(*rec)
+	rec.Phase, rec.PID, rec.Start, rec.StartedAt = record.Running, pid, p.start, time.Now().UTC()
+	return d.book.Save(*rec)
 }
 
 // abandon kills a child whose record could not be completed. Its generation is
 // used up: the intent stays and settles as ended.
-func (d *Driver) abandon(cmd *exec.Cmd, rec record) error {
+func (d *Driver) abandon(cmd *exec.Cmd, rec record.Record) error {
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()
 	err := cmd.Process.Kill()

@@ -3,7 +3,6 @@ package process
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -12,6 +11,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/sandbox"
+	"gastown/internal/sandbox/record"
 )
 
 // Inspect implements sandbox.Driver.
@@ -19,7 +19,7 @@ func (d *Driver) Inspect(ctx context.Context, ref sandbox.Ref) (sandbox.Status, 
 	if err := errors.Join(ref.Validate(false), ctx.Err()); err != nil {
 		return sandbox.Status{}, err
 	}
-	rec, err := d.load(ref.Town)
+	rec, err := d.book.Load(ref.Town)
 	if err != nil {
 		return sandbox.Status{}, err
 	}
@@ -31,14 +31,14 @@ func (d *Driver) Inspect(ctx context.Context, ref sandbox.Ref) (sandbox.Status, 
 }
 
 // status turns a record into what can be said of it now.
-func (d *Driver) status(rec *record) (sandbox.Status, error) {
-	if rec.Phase == phaseStarting {
-		unlock, ok, err := d.tryLock(rec.Town)
+func (d *Driver) status(rec *record.Record) (sandbox.Status, error) {
+	if rec.Phase == record.Starting {
+		unlock, ok, err := d.book.TryLock(rec.Town)
 		if err != nil {
 			return sandbox.Status{}, err
 		}
 		if !ok {
-			return sandbox.Status{Ref: rec.ref(), State: sandbox.Unknown, ExitCode: -1, Reason: "is being started"}, nil
+			return sandbox.Status{Ref: refOf(*rec), State: sandbox.Unknown, ExitCode: -1, Reason: "is being started"}, nil
 		}
 		defer unlock()
 		now, err := d.settled(rec.Town)
@@ -49,9 +49,9 @@ func (d *Driver) status(rec *record) (sandbox.Status, error) {
 			rec = now
 		}
 	}
-	st := sandbox.Status{Ref: rec.ref(), State: sandbox.Gone, StartedAt: rec.StartedAt, ExitedAt: rec.ExitedAt,
+	st := sandbox.Status{Ref: refOf(*rec), State: sandbox.Gone, StartedAt: rec.StartedAt, ExitedAt: rec.ExitedAt,
 		ExitCode: rec.ExitCode, Reason: rec.Reason}
-	if rec.Phase == phaseEnded {
+	if rec.Phase == record.Ended {
 		return st, nil
 	}
 	runs, err := d.runs(rec)
@@ -96,22 +96,22 @@ func (d *Driver) Stop(ctx context.Context, ref sandbox.Ref, grace time.Duration)
 	if err := d.kill(ctx, claim{town: rec.Town, from: rec.Generation, upTo: rec.Generation, rec: rec}); err != nil {
 		return err
 	}
-	if l := d.watched(rec.key()); l != nil && l.own {
+	if l := d.watched(keyOf(*rec)); l != nil && l.own {
 		select { // its waiter knows the exit code and records it
 		case <-l.done:
 		case <-ctx.Done():
 			return errs.Wrap(errs.Unavailable, ctx.Err(), "sandbox: stop town %s", rec.Town)
 		}
 	}
-	return d.recordEnd(ctx, rec.key(), -1, "stopped")
+	return d.recordEnd(ctx, keyOf(*rec), -1, "stopped")
 }
 
 // ofGeneration loads the settled record if it is about this generation, else nil.
-func (d *Driver) ofGeneration(ctx context.Context, ref sandbox.Ref) (*record, error) {
-	rec, err := d.load(ref.Town)
-	if err == nil && rec != nil && rec.Phase == phaseStarting {
+func (d *Driver) ofGeneration(ctx context.Context, ref sandbox.Ref) (*record.Record, error) {
+	rec, err := d.book.Load(ref.Town)
+	if err == nil && rec != nil && rec.Phase == record.Starting {
 		var unlock func()
-		if unlock, err = d.lock(ctx, ref.Town); err != nil {
+		if unlock, err = d.book.Lock(ctx, ref.Town); err != nil {
 			return nil, err
 		}
 		defer unlock()
@@ -125,9 +125,9 @@ func (d *Driver) ofGeneration(ctx context.Context, ref sandbox.Ref) (*record, er
 
 // awaitGone waits until the command has ended, at most for grace. Only the end
 // of ctx is an error.
-func (d *Driver) awaitGone(ctx context.Context, rec *record, grace time.Duration) error {
+func (d *Driver) awaitGone(ctx context.Context, rec *record.Record, grace time.Duration) error {
 	var done <-chan struct{} // nil: nobody closes it
-	if l := d.watched(rec.key()); l != nil {
+	if l := d.watched(keyOf(*rec)); l != nil {
 		done = l.done
 	}
 	timer := time.NewTimer(grace)
@@ -191,7 +191,7 @@ func (d *Driver) List(ctx context.Context) ([]sandbox.Status, error) {
 func (d *Driver) listed(town string) sandbox.Status {
 	st := sandbox.Status{Ref: sandbox.Ref{Driver: driverName, Town: town}, State: sandbox.Gone, ExitCode: -1,
 		Reason: "a disk without a record"}
-	rec, err := d.load(town)
+	rec, err := d.book.Load(town)
 	if err == nil && rec == nil {
 		return st
 	}
@@ -211,12 +211,12 @@ func (d *Driver) Remove(ctx context.Context, ref sandbox.Ref) error {
 		return err
 	}
 	// Stop waits for the end to be recorded, which needs the lock that is taken below.
-	if rec, err := d.load(ref.Town); err == nil && rec != nil && (ref.Generation == 0 || rec.Generation <= ref.Generation) {
-		if err := d.Stop(ctx, rec.ref(), 0); err != nil {
+	if rec, err := d.book.Load(ref.Town); err == nil && rec != nil && (ref.Generation == 0 || rec.Generation <= ref.Generation) {
+		if err := d.Stop(ctx, refOf(*rec), 0); err != nil {
 			return err
 		}
 	}
-	unlock, err := d.lock(ctx, ref.Town)
+	unlock, err := d.book.Lock(ctx, ref.Town)
 	if err != nil {
 		return err
 	}
@@ -231,12 +231,12 @@ func (d *Driver) Remove(ctx context.Context, ref sandbox.Ref) error {
 	if err := d.kill(ctx, claim{town: ref.Town, rec: rec}); err != nil {
 		return err
 	}
-	trash, err := d.toTrash(d.dir(ref.Town))
+	trash, err := d.toTrash(d.book.Dir(ref.Town))
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(d.lockPath(ref.Town)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return errs.Wrap(errs.Unavailable, err, "sandbox: remove the lock of town %s", ref.Town)
+	if err := d.book.DropLock(ref.Town); err != nil {
+		return err
 	}
 	if trash == "" {
 		return nil

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gastown/internal/sandbox"
+	"gastown/internal/sandbox/record"
 )
 
 // pollEvery is how often inherited sandboxes are looked at.
@@ -53,11 +54,11 @@ func (d *Driver) end(k key, l *life) {
 
 // waitChild waits for a child, clears up after it and tells Exits. After Close it
 // still waits, so that no zombie stays, but leaves the rest to the next driver.
-func (d *Driver) waitChild(cmd *exec.Cmd, rec record) {
-	l := d.begin(rec.key(), true)
+func (d *Driver) waitChild(cmd *exec.Cmd, rec record.Record) {
+	l := d.begin(keyOf(rec), true)
 	go func() {
 		if l != nil {
-			defer d.end(rec.key(), l)
+			defer d.end(keyOf(rec), l)
 		}
 		awaitExit(cmd.Process.Pid)
 		if d.isClosed() {
@@ -75,13 +76,13 @@ func (d *Driver) waitChild(cmd *exec.Cmd, rec record) {
 }
 
 // poll watches a sandbox that is not our child, if nobody does yet.
-func (d *Driver) poll(rec record) {
-	l := d.begin(rec.key(), false)
+func (d *Driver) poll(rec record.Record) {
+	l := d.begin(keyOf(rec), false)
 	if l == nil {
 		return
 	}
 	d.spawn(func() {
-		defer d.end(rec.key(), l)
+		defer d.end(keyOf(rec), l)
 		tick := time.NewTicker(pollEvery)
 		defer tick.Stop()
 		for {
@@ -99,7 +100,7 @@ func (d *Driver) poll(rec record) {
 	})
 }
 
-func (d *Driver) killLeftovers(rec record) {
+func (d *Driver) killLeftovers(rec record.Record) {
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()
 	if err := d.kill(ctx, claim{town: rec.Town, from: rec.Generation, upTo: rec.Generation, rec: &rec}); err != nil {
@@ -108,44 +109,44 @@ func (d *Driver) killLeftovers(rec record) {
 }
 
 // finish records a death and tells Exits.
-func (d *Driver) finish(rec record, code int, reason string) {
+func (d *Driver) finish(rec record.Record, code int, reason string) {
 	ctx, cancel := context.WithTimeout(context.Background(), finishTime)
 	defer cancel()
-	if err := d.recordEnd(ctx, rec.key(), code, reason); err != nil {
+	if err := d.recordEnd(ctx, keyOf(rec), code, reason); err != nil {
 		// Inspect still sees that the process is gone.
 		d.log.Warn("the end of a sandbox was not recorded", "town", rec.Town, "generation", rec.Generation, "err", err)
 	}
 	d.log.Info("sandbox ended", "town", rec.Town, "generation", rec.Generation, "code", code, "reason", reason)
 	select {
-	case d.exits <- rec.ref():
+	case d.exits <- refOf(rec):
 	default: // nobody receives; Exits is only a hint
 	}
 }
 
 // recordEnd marks a generation as ended unless the record has moved on.
 func (d *Driver) recordEnd(ctx context.Context, k key, code int, reason string) error {
-	unlock, err := d.lock(ctx, k.town)
+	unlock, err := d.book.Lock(ctx, k.town)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	now, err := d.load(k.town)
+	now, err := d.book.Load(k.town)
 	if err == nil && now == nil { // removed meanwhile: leave no lock either
-		return os.Remove(d.lockPath(k.town))
+		return d.book.DropLock(k.town)
 	}
-	if err != nil || now.Generation != k.generation || now.Phase == phaseEnded {
+	if err != nil || now.Generation != k.generation || now.Phase == record.Ended {
 		return err
 	}
-	now.Phase, now.ExitedAt, now.ExitCode, now.Reason = phaseEnded, time.Now().UTC(), code, reason
-	return d.save(*now)
+	now.End(code, reason)
+	return d.book.Save(*now)
 }
 
 // settled loads a record and resolves an intent that its driver did not live to
 // complete: a living process makes it running, none makes it ended, since nobody
 // can tell whether something ran. Under the town's lock.
-func (d *Driver) settled(town string) (*record, error) {
-	rec, err := d.load(town)
-	if err != nil || rec == nil || rec.Phase != phaseStarting {
+func (d *Driver) settled(town string) (*record.Record, error) {
+	rec, err := d.book.Load(town)
+	if err != nil || rec == nil || rec.Phase != record.Starting {
 		return rec, err
 	}
 	procs, err := d.marked()
@@ -154,13 +155,12 @@ func (d *Driver) settled(town string) (*record, error) {
 	}
 	for _, p := range procs {
 		if rec.Boot == d.boot && p.town == town && p.generation == rec.Generation && p.pid == p.sid {
-			rec.Phase, rec.PID, rec.Start, rec.StartedAt = phaseRunning, p.pid, p.start, time.Now().UTC()
-			return rec, d.save(*rec)
+			rec.Phase, rec.PID, rec.Start, rec.StartedAt = record.Running, p.pid, p.start, time.Now().UTC()
+			return rec, d.book.Save(*rec)
 		}
 	}
-	rec.Phase, rec.ExitCode, rec.ExitedAt = phaseEnded, -1, time.Now().UTC()
-	rec.Reason = "the server ended while it started this generation"
-	return rec, d.save(*rec)
+	rec.End(-1, "the server ended while it started this generation")
+	return rec, d.book.Save(*rec)
 }
 
 // adopt watches everything that an earlier driver left running.
@@ -184,17 +184,17 @@ func (d *Driver) adopt() {
 }
 
 func (d *Driver) adoptTown(town string) error {
-	rec, err := d.load(town)
-	if err != nil || rec == nil || rec.Phase == phaseEnded {
+	rec, err := d.book.Load(town)
+	if err != nil || rec == nil || rec.Phase == record.Ended {
 		return err
 	}
-	unlock, ok, err := d.tryLock(town)
+	unlock, ok, err := d.book.TryLock(town)
 	if err != nil || !ok {
 		return err // a call that holds the lock takes care of this town
 	}
 	defer unlock()
 	rec, err = d.settled(town)
-	if err != nil || rec == nil || rec.Phase != phaseRunning {
+	if err != nil || rec == nil || rec.Phase != record.Running {
 		return err
 	}
 	d.poll(*rec)
