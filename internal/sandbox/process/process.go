@@ -176,25 +176,15 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, err
 	return d.launch(spec, old)
 }
 
-// against holds a start against the record of an earlier one: done with a Ref if
-// it runs already, an error if it may not run, neither if it may start.
+// against holds a start against the record of an earlier one.
 func (d *Driver) against(old *record.Record, spec sandbox.Spec) (ref sandbox.Ref, done bool, err error) {
 	runs, err := d.runs(old)
 	if err != nil {
 		return ref, false, err
 	}
-	switch {
-	case old.Generation > spec.Generation:
-		return ref, false, errs.New(errs.Conflict, "sandbox: town %s is at generation %d already, %d is too late",
-			spec.Town, old.Generation, spec.Generation)
-	case old.Generation < spec.Generation && runs:
-		return ref, false, errs.New(errs.Conflict, "sandbox: generation %d of town %s still runs", old.Generation, spec.Town).
-			WithHint("stop it first")
-	case old.Generation < spec.Generation:
-		return ref, false, nil
-	case !runs:
-		return ref, false, errs.New(errs.Gone, "sandbox: generation %d of town %s has ended and can't start again",
-			old.Generation, spec.Town)
+	already, err := old.Against(spec, runs)
+	if err != nil || !already {
+		return ref, false, err
 	}
 	d.poll(*old)
 	return refOf(*old), true, nil

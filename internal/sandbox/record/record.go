@@ -230,3 +230,22 @@ func (b *Book) DropLock(town string) error {
 	}
 	return errs.Wrap(errs.Unavailable, err, "sandbox: remove the lock of town %s", town)
 }
+
+// Against holds a start against the record of an earlier one: already when this
+// generation runs, an error when it may not start, neither when it may.
+func (r *Record) Against(spec sandbox.Spec, runs bool) (already bool, err error) {
+	switch {
+	case r.Generation > spec.Generation:
+		return false, errs.New(errs.Conflict, "sandbox: town %s is at generation %d already, %d is too late",
+			spec.Town, r.Generation, spec.Generation)
+	case r.Generation < spec.Generation && runs:
+		return false, errs.New(errs.Conflict, "sandbox: generation %d of town %s still runs", r.Generation, spec.Town).
+			WithHint("stop it first")
+	case r.Generation < spec.Generation:
+		return false, nil
+	case !runs:
+		return false, errs.New(errs.Gone, "sandbox: generation %d of town %s has ended and can't start again",
+			r.Generation, spec.Town)
+	}
+	return true, nil
+}

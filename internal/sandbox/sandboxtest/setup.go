@@ -101,12 +101,17 @@ func (w *Town) Start(d sandbox.Driver, spec sandbox.Spec) (sandbox.Ref, Event) {
 	if err != nil {
 		w.t.Fatalf("start: %v", err)
 	}
+	w.removeAfter(d)
+	return ref, w.Ready(spec.Command[1])
+}
+
+// removeAfter removes everything of the town when the test ends.
+func (w *Town) removeAfter(d sandbox.Driver) {
 	w.t.Cleanup(func() {
 		if err := d.Remove(context.Background(), sandbox.Ref{Town: w.name}); err != nil {
 			w.t.Errorf("remove after the test: %v", err)
 		}
 	})
-	return ref, w.Ready(spec.Command[1])
 }
 
 // Ready waits for the helper of a mode.

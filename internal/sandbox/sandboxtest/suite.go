@@ -110,6 +110,7 @@ func startTwice(t *testing.T, s Setup, d sandbox.Driver) {
 func startConcurrently(t *testing.T, s Setup, d sandbox.Driver) {
 	other := s.Open(t)
 	w := s.NewTown(t, "alpha")
+	w.removeAfter(d)
 	refs := make([]sandbox.Ref, 8)
 	failed := make([]error, len(refs))
 	var wg sync.WaitGroup

@@ -1,0 +1,18 @@
+// Package inside is the first process of a sandbox that is a container. It
+// prepares the disk, starts the sandbox's command as a user of its own, hands the
+// token over from its standard input to descriptor 3, reaps orphans, passes
+// signals on, and ends with the command.
+//
+// It runs as root with the few capabilities that the driver leaves to it. The
+// command gets another user and keeps those capabilities, so that it can start and
+// end agents as a third user, which has none: agents can read neither its memory
+// nor its files.
+//
+// Its first line of output says to the driver whether the command started.
+package inside
+
+// The first line of output.
+const (
+	Started = "gastown-sandbox: started"
+	Failed  = "gastown-sandbox: failed: " // and the reason
+)

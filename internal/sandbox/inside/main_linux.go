@@ -1,0 +1,121 @@
+package inside
+
+import (
+	"errors"
+	"flag"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"gastown/internal/sandbox"
+)
+
+// keptCapabilities are CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, numbered as in
+// linux/capability.h.
+func keptCapabilities() []uintptr { return []uintptr{0, 1, 3, 5, 6, 7} }
+
+// exitFailed is the exit code when the command could not be started.
+const exitFailed = 127
+
+// Main is the first process: flags, "--", program and arguments. It returns the
+// exit code of the command, 128 and the signal's number when a signal ended it.
+func Main(args []string, stdout io.Writer) int {
+	cmd, err := prepare(args)
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return sayFailed(stdout, err)
+	}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGCHLD)
+	if _, err := io.WriteString(stdout, Started+"\n"); err != nil {
+		// The driver is gone; the command finds no token and ends.
+		_ = os.Stdin.Close()
+	}
+	// From here on the command alone holds the token's pipe.
+	_ = os.Stdin.Close()
+	for {
+		if code, ended := reap(cmd.Process.Pid); ended {
+			return code
+		}
+		if s := <-signals; s != syscall.SIGCHLD {
+			// A command that ended just now needs no signal.
+			_ = cmd.Process.Signal(s)
+		}
+	}
+}
+
+func sayFailed(stdout io.Writer, err error) int {
+	reason := strings.ReplaceAll(err.Error(), "\n", " ")
+	// Nobody else could be told.
+	_, _ = io.WriteString(stdout, Failed+reason+"\n")
+	return exitFailed
+}
+
+// prepare makes the disk ready and returns the command.
+func prepare(args []string) (*exec.Cmd, error) {
+	flags := flag.NewFlagSet("sandbox-init", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	uid := flags.Int("uid", 0, "user of the command")
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if flags.NArg() == 0 {
+		return nil, errors.New("no command is given")
+	}
+	if err := prepareDisk(os.Getenv(sandbox.EnvDisk), *uid); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(flags.Arg(0), flags.Args()[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{os.Stdin} // becomes sandbox.TokenFD
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if *uid != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(*uid), Gid: uint32(*uid)}
+		cmd.SysProcAttr.AmbientCaps = keptCapabilities()
+	}
+	return cmd, cmd.Err
+}
+
+func prepareDisk(disk string, uid int) error {
+	if disk == "" {
+		return errors.New(sandbox.EnvDisk + " is not set")
+	}
+	for _, dir := range []string{disk, filepath.Join(disk, "home"), filepath.Join(disk, "tmp")} {
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := os.Lchown(dir, uid, uid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reap collects children that ended, orphans too, and reports whether the
+// command was among them.
+func reap(pid int) (code int, ended bool) {
+	for {
+		var ws syscall.WaitStatus
+		got, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil || got <= 0 {
+			return 0, false
+		}
+		if got != pid {
+			continue
+		}
+		if ws.Signaled() {
+			return 128 + int(ws.Signal()), true
+		}
+		return ws.ExitStatus(), true
+	}
+}
