@@ -18,6 +18,7 @@ const usage = `usage: gastown-lab <command> [flags]
 commands:
   sim    play days of the control plane on a virtual clock, with faults
   load   measure a real server on this machine: idle cost, latency, throughput, memory
+  image  build the image of sandboxes in containers from what this machine has
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -35,6 +36,8 @@ func run(args []string, out, errOut io.Writer) int {
 		return runFakeRunner(errOut)
 	case "load":
 		return runLoad(args[1:], out, errOut)
+	case "image":
+		return runImage(args[1:], out, errOut)
 	case "help", "-h", "--help":
 		fmt.Fprint(out, usage)
 		return 0
