@@ -36,8 +36,6 @@ import (
 	"gastown/internal/errs"
 	"gastown/internal/git/hub"
 	"gastown/internal/hall"
-	"gastown/internal/runner/wire"
-	"gastown/internal/sandbox/process"
 	"gastown/internal/server"
 	"gastown/internal/store"
 	"gastown/internal/town"
@@ -64,7 +62,8 @@ type Config struct {
 	Data           string
 	Listen         string        // host:port; port 0 takes a free one
 	Settings       town.Settings // the server's defaults
-	Sandbox        string        // the driver; "" or "process"
+	Sandbox        string        // the driver: "process", which is the default, or "docker"
+	Containers     Containers    // for "docker"
 	PresetDir      string        // more agent presets; "" for none
 	NotifyCommand  string        // program that gets notices on its stdin; "" for none
 	NotifyPrivate  bool          // webhooks may go to private addresses
@@ -86,7 +85,7 @@ type App struct {
 	store   *store.SQLite
 	vault   *vault.Vault
 	hub     *hub.Hub
-	driver  *process.Driver
+	driver  driver
 	hall    *hall.Hall
 	server  *server.Server
 	url     string
@@ -131,10 +130,10 @@ func Open(ctx context.Context, cfg Config) (_ *App, err error) {
 	if a.hub, err = hub.Open(filepath.Join(a.dir, "hub"), a.vault, a.log); err != nil {
 		return nil, err
 	}
-	if a.driver, err = process.New(filepath.Join(a.dir, "sandboxes"), a.log); err != nil {
+	if err = a.listeners(); err != nil {
 		return nil, err
 	}
-	if err = a.listeners(); err != nil {
+	if err = a.openDriver(ctx); err != nil {
 		return nil, err
 	}
 	if err = a.wire(); err != nil {
@@ -159,8 +158,8 @@ func dataDir(dir string) (string, error) {
 }
 
 func (c Config) check() error {
-	if c.Sandbox != "" && c.Sandbox != "process" {
-		return errs.New(errs.Invalid, "there is no sandbox driver %q", c.Sandbox).WithHint("use process")
+	if err := c.checkDriver(); err != nil {
+		return err
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return errs.New(errs.Invalid, "TLS needs a certificate and a key").WithHint("give both --tls-cert and --tls-key")
@@ -227,7 +226,7 @@ func (a *App) wire() error {
 	})
 	a.server, err = server.New(server.Config{
 		Hall: a.hall, Store: a.store, Hub: a.hub, Secrets: a.vault, Signer: signer, Presets: presets,
-		Info: server.Info{Version: a.cfg.Version, Boot: boot, StartedAt: time.Now(), Data: a.dir, Driver: "process",
+		Info: server.Info{Version: a.cfg.Version, Boot: boot, StartedAt: time.Now(), Data: a.dir, Driver: a.cfg.driver(),
 			Isolation: a.driver.Isolation(), Listen: a.url, MaxAwake: limits.MaxAwake},
 		AdminToken: token,
 		Metrics:    a.hall.Metrics(),
@@ -252,15 +251,6 @@ func (a *App) loopRuns(context.Context) error {
 		}
 	}
 	return nil
-}
-
-// runner is what runs inside every sandbox.
-func (a *App) runner(program string) (command, env []string) {
-	env = []string{wire.EnvServer + "=unix://" + a.inside.Addr().String()}
-	if a.cfg.PresetDir != "" {
-		env = append(env, EnvPresets+"="+a.cfg.PresetDir)
-	}
-	return []string{program, "runner"}, env
 }
 
 // tokens lets the hall have sandbox tokens from the server's signer.

@@ -31,7 +31,11 @@ func (a *App) listeners() error {
 		scheme = "https"
 	}
 	a.url = scheme + "://" + reachable(a.listen.Addr())
-	path, err := socketPath(a.dir)
+	dir, err := a.socketDir()
+	if err != nil {
+		return err
+	}
+	path, err := socketPath(dir)
 	if err != nil {
 		return err
 	}

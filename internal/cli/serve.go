@@ -20,6 +20,7 @@ import (
 	"gastown/internal/runner"
 	"gastown/internal/runner/wire"
 	"gastown/internal/sandbox"
+	"gastown/internal/sandbox/inside"
 	"gastown/internal/town"
 )
 
@@ -29,6 +30,8 @@ type serveFlags struct {
 	cert, key, sandbox              string
 	logLevel, logFormat             string
 	maxAwake                        int
+	containers                      app.Containers
+	memoryMB                        int64
 	insecure, notifyPrivate         bool
 	set                             []string
 }
@@ -50,7 +53,12 @@ leaves them at once.`,
 	fl.StringVar(&f.config, "config", "", "TOML file with the server's defaults for settings")
 	fl.StringArrayVar(&f.set, "set", nil, "a server's default for a setting, as key=value; may be repeated")
 	fl.IntVar(&f.maxAwake, "max-awake", 0, "sandboxes that may be awake at once (the setting max_awake)")
-	fl.StringVar(&f.sandbox, "sandbox", "process", "where agents run: process")
+	fl.StringVar(&f.sandbox, "sandbox", "process", "where agents run: process or docker")
+	fl.StringVar(&f.containers.Image, "image", "gastown:local", "docker: image of sandboxes, by name, digest or id; 'make image' builds one")
+	fl.StringVar(&f.containers.Network, "docker-network", "", "docker: network of sandboxes; without one agents reach the server and nothing else")
+	fl.Float64Var(&f.containers.CPUs, "sandbox-cpus", 0, "docker: processors that a sandbox may use; 0 is no limit")
+	fl.Int64Var(&f.memoryMB, "sandbox-memory", 4096, "docker: megabytes of memory that a sandbox may use; 0 is no limit")
+	fl.Int64Var(&f.containers.Pids, "sandbox-pids", 2048, "docker: processes and threads that a sandbox may have; 0 is no limit")
 	fl.StringVar(&f.presets, "presets", "", "directory with more agent presets (*.toml)")
 	fl.StringVar(&f.notify, "notify-command", "", "program that gets what a person should know, as JSON on its stdin")
 	fl.BoolVar(&f.notifyPrivate, "notify-private", false, "webhooks may go to private addresses")
@@ -71,8 +79,9 @@ func (a *invocation) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	f.containers.Memory = f.memoryMB << 20
 	srv, err := app.Open(ctx, app.Config{
-		Data: a.dataDir(), Listen: f.listen, Settings: settings, Sandbox: f.sandbox, PresetDir: f.presets,
+		Data: a.dataDir(), Listen: f.listen, Settings: settings, Sandbox: f.sandbox, Containers: f.containers, PresetDir: f.presets,
 		NotifyCommand: f.notify, NotifyPrivate: f.notifyPrivate,
 		TLSCert: f.cert, TLSKey: f.key, InsecureListen: f.insecure, Version: a.version(), Log: log,
 	})
@@ -251,6 +260,14 @@ func scalar(v any) (string, bool) {
 		return strings.Join(parts, ","), true
 	}
 	return "", false
+}
+
+// sandboxInitCmd is the first process of a container; it is not meant for people.
+func (a *invocation) sandboxInitCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "sandbox-init", Short: "First process of a sandbox that is a container", Hidden: true, DisableFlagParsing: true,
+		Run: func(_ *cobra.Command, args []string) { os.Exit(inside.Main(args, os.Stdout)) },
+	}
 }
 
 // runnerCmd is what runs inside a sandbox; it is not meant for people.
