@@ -43,8 +43,11 @@ const (
 
 // openDriver makes the driver that the configuration names. The socket for
 // sandboxes must be open.
-func (a *App) openDriver(ctx context.Context) (err error) {
-	a.driver, err = newDriver(ctx, a.cfg, a.dir, filepath.Dir(a.inside.Addr().String()), a.log)
+func (a *App) openDriver(ctx context.Context) error {
+	d, err := newDriver(ctx, a.cfg, a.dir, filepath.Dir(a.inside.Addr().String()), a.log)
+	if err == nil {
+		a.driver = d
+	}
 	return err
 }
 

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"path/filepath"
 	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/sandbox"
-	"gastown/internal/sandbox/process"
 	"gastown/internal/store"
 	"gastown/internal/town"
 )
@@ -225,9 +223,10 @@ func (a *App) Close() error {
 }
 
 // StopSandboxes ends the sandboxes that a server which is gone left running in
-// its data directory, and everything that belongs to them. Disks stay.
-func StopSandboxes(ctx context.Context, data string, grace time.Duration) error {
-	d, err := process.New(filepath.Join(data, "sandboxes"), nil)
+// its data directory, and everything that belongs to them. Disks stay, unless
+// remove is set.
+func StopSandboxes(ctx context.Context, cfg Config, grace time.Duration, remove bool) error {
+	d, err := newDriver(ctx, cfg, cfg.Data, cfg.Data, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
@@ -237,6 +236,9 @@ func StopSandboxes(ctx context.Context, data string, grace time.Duration) error 
 	for _, s := range list {
 		if s.State != sandbox.Gone {
 			all = append(all, d.Stop(ctx, s.Ref, grace))
+		}
+		if remove {
+			all = append(all, d.Remove(ctx, sandbox.Ref{Town: s.Ref.Town}))
 		}
 	}
 	return errors.Join(append(all, d.Close())...)

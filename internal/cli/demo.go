@@ -24,6 +24,7 @@ const cleanUpFor = 20 * time.Second
 type demoFlags struct {
 	dir, repo, target, agent                   string
 	provider, baseURL, keyFile, model, presets string
+	sandbox, image                             string
 	limit                                      time.Duration
 	allowHTTP                                  bool
 }
@@ -44,6 +45,8 @@ With --repo and --target the work goes to a repository of yours, with --agent
 	fl.StringVar(&f.repo, "repo", "", "URL of a repository of yours to work on")
 	fl.StringVar(&f.target, "target", "", "with --repo: the branch that the work lands on")
 	fl.StringVar(&f.agent, "agent", "scripted", "preset of the agent")
+	fl.StringVar(&f.sandbox, "sandbox", "process", "where agents run: process or docker")
+	fl.StringVar(&f.image, "image", "gastown:local", "docker: image of sandboxes; 'make image' builds one")
 	fl.StringVar(&f.presets, "presets", "", "directory with more agent presets (*.toml)")
 	fl.StringVar(&f.provider, "provider", "house", "name for the model provider, with --base-url")
 	fl.StringVar(&f.baseURL, "base-url", "", "where the model provider's API is")
@@ -91,6 +94,11 @@ func (f demoFlags) check() error {
 	return nil
 }
 
+// server is the configuration of the demo's server, as far as its sandboxes need it.
+func (f demoFlags) server(data string) app.Config {
+	return app.Config{Data: data, Sandbox: f.sandbox, Containers: app.Containers{Image: f.image}}
+}
+
 func (a *invocation) demo(ctx context.Context, f demoFlags) (err error) {
 	if err := f.check(); err != nil {
 		return err
@@ -128,7 +136,7 @@ func (d *demo) run(ctx context.Context) error {
 		}
 	}
 	var err error
-	if d.child, err = startServer(ctx, d.data, d.f.presets); err != nil {
+	if d.child, err = startServer(ctx, d.data, d.f); err != nil {
 		return err
 	}
 	if d.c, err = client.New(client.Options{URL: d.child.url, Token: d.child.token, Agent: "gastown/" + d.a.version(), User: d.a.user()}); err != nil {
@@ -209,6 +217,10 @@ func (d *demo) prepare(ctx context.Context) error {
 	d.tell("there is a town: %s", demoTown)
 	rig := api.AddRig{Name: demoRig, Prefix: "tk", URL: d.repo, Target: "main", Settings: settings,
 		Gates: []api.Gate{{Name: "vet", Command: "go vet ./..."}, {Name: "test", Command: "go test ./..."}}}
+	if d.f.sandbox != "process" {
+		// What a container has, it has from its image, and Go is much.
+		rig.Gates = []api.Gate{{Name: "files", Command: "test -s main.go && test -s commands.go && ! grep -rn '^<<<<<<<' ."}}
+	}
 	if !d.own {
 		rig.Target, rig.Gates = d.f.target, nil
 	}
@@ -259,7 +271,7 @@ func (d *demo) clean(done bool) error {
 		if d.c != nil {
 			d.settle(ctx)
 		}
-		all = append(all, d.child.stop(ctx), app.StopSandboxes(ctx, d.data, time.Second))
+		all = append(all, d.child.stop(ctx), app.StopSandboxes(ctx, d.f.server(d.data), time.Second, d.f.dir == ""))
 	}
 	if !done && d.unlessDone != "" {
 		d.remove = append(d.remove, d.unlessDone)

@@ -115,7 +115,7 @@ type child struct {
 
 // startServer starts it and waits until it is ready. Its own process group
 // keeps a Ctrl-C in the terminal from reaching it before the demo says so.
-func startServer(ctx context.Context, data, presets string) (*child, error) {
+func startServer(ctx context.Context, data string, f demoFlags) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, errs.Wrap(errs.Internal, err, "finding this program")
@@ -129,9 +129,9 @@ func startServer(ctx context.Context, data, presets string) (*child, error) {
 		return nil, errs.Wrap(errs.Unavailable, err, "opening the server's log")
 	}
 	defer out.Close()
-	args := []string{"serve", "--data", data, "--listen", "127.0.0.1:0"}
-	if presets != "" {
-		args = append(args, "--presets", presets)
+	args := []string{"serve", "--data", data, "--listen", "127.0.0.1:0", "--sandbox", f.sandbox, "--image", f.image}
+	if f.presets != "" {
+		args = append(args, "--presets", f.presets)
 	}
 	// Not CommandContext: the demo ends it in order, also when ctx has ended.
 	c.cmd = exec.Command(self, args...)

@@ -73,7 +73,7 @@ func setupScript(e *testscript.Env) error {
 			_ = syscall.Kill(loc.PID, syscall.SIGKILL)
 		}
 		if _, err := os.Stat(filepath.Join(e.WorkDir, "data", "sandboxes")); err == nil {
-			if err := app.StopSandboxes(ctx, filepath.Join(e.WorkDir, "data"), time.Second); err != nil {
+			if err := app.StopSandboxes(ctx, app.Config{Data: filepath.Join(e.WorkDir, "data")}, time.Second, false); err != nil {
 				e.T().Log("stopping sandboxes: ", err)
 			}
 		}

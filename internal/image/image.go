@@ -111,7 +111,9 @@ func (b *builder) skeleton() {
 	for _, d := range []string{"/bin", "/dev", "/etc", "/lib", "/proc", "/run", "/sys", "/tmp", "/town", "/usr/bin", "/usr/local/bin", "/root"} {
 		b.dir(d)
 	}
-	user := func(name string, id int) string { return fmt.Sprintf("%s:x:%d:%d:%s:/town/home:/bin/sh\n", name, id, id, name) }
+	user := func(name string, id int) string {
+		return fmt.Sprintf("%s:x:%d:%d:%s:/town/home:/bin/sh\n", name, id, id, name)
+	}
 	group := func(name string, id int) string { return fmt.Sprintf("%s:x:%d:\n", name, id) }
 	for name, text := range map[string]string{
 		"/etc/passwd":        user("root", 0) + user("runner", RunnerUser) + user("agent", AgentUser) + user("nobody", 65534),

@@ -190,7 +190,7 @@ func (s *Server) Stop() error {
 	}
 	over, cancelOver := context.WithTimeout(context.Background(), stopFor)
 	defer cancelOver()
-	return errors.Join(append(all, app.StopSandboxes(over, s.Data, time.Second))...)
+	return errors.Join(append(all, app.StopSandboxes(over, app.Config{Data: s.Data}, time.Second, false))...)
 }
 
 // tail is the end of the server's log.
