@@ -15,7 +15,7 @@ LOAD     ?=
 OPENCODE = $(CURDIR)/build/agents/node_modules/.bin/opencode
 
 .DEFAULT_GOAL := build
-.PHONY: help demo build test e2e agents lint bench fuzz cross docs clean
+.PHONY: help demo build test e2e image docker agents lint bench fuzz cross docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,12 @@ test: ## run all tests; RACE=required insists on the race detector
 
 e2e: build agents ## run the end to end tests with a real coding agent
 	GASTOWN_TEST_OPENCODE='$(OPENCODE)' go test -tags e2e -timeout 10m ./internal/e2e/... ./internal/agent/agenttest/
+
+image: build ## build the image gastown:local for sandboxes in containers; AGENTS=build/agents brings agents in
+	bin/gastown-lab image $(if $(AGENTS),--agents '$(AGENTS)')
+
+docker: build ## test sandboxes in containers, with an engine that is started when none answers
+	tools/engine tools/docker
 
 agents: build/agents/.installed ## install the pinned coding agents into build/agents
 
