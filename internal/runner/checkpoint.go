@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/git"
@@ -47,6 +48,7 @@ func (c *checkpointer) close() {
 type saved struct {
 	Commit string
 	Left   []string // paths that were not taken as they are, with the reason
+	Took   time.Duration
 }
 
 // save makes a checkpoint, and pushes it unless local.
@@ -56,6 +58,13 @@ func (c *checkpointer) save(ctx context.Context, local bool) (saved, error) {
 	if c.closed {
 		return saved{}, nil
 	}
+	begin := time.Now()
+	s, err := c.saveLocked(ctx, local)
+	s.Took = time.Since(begin)
+	return s, err
+}
+
+func (c *checkpointer) saveLocked(ctx context.Context, local bool) (saved, error) {
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
 	p, err := c.open()

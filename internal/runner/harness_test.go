@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 )
 
 // The test binary is also the scripted agent: presets run "{self} agent scripted".
+// "{self} runner URL DISK" is a runner in a process of its own, which can be killed.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "agent" && os.Args[2] == "scripted" {
 		err := scripted.Main(context.Background(), os.Stdin, os.Stdout, os.Stderr)
@@ -40,7 +42,24 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	if len(os.Args) == 4 && os.Args[1] == "runner" {
+		if err := Main(context.Background(), testConfig(os.Args[2], os.Args[3], os.Args[0])); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	// Sessions of the scripted agent are kept below it.
+	dir, err := os.MkdirTemp("", "scripted-sessions-")
+	if err != nil {
+		panic(err)
+	}
+	if err := os.Setenv("XDG_DATA_HOME", dir); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	// A leftover in the temporary directory harms nobody.
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
 }
 
 const (
@@ -434,9 +453,8 @@ func (f *fakeTown) begin(edit func(*Config)) *testRunner {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	cfg := Config{Server: f.srv.URL, Disk: f.disk, Token: "token-1", SelfExe: self, Version: "test", Log: testLog(f.t),
-		Timing: Timing{BackoffMin: time.Millisecond, BackoffMax: 20 * time.Millisecond, Flush: time.Millisecond, StopGrace: 500 * time.Millisecond,
-			VerdictGrace: 500 * time.Millisecond}}
+	cfg := testConfig(f.srv.URL, f.disk, self)
+	cfg.Log = testLog(f.t)
 	if edit != nil {
 		edit(&cfg)
 	}
@@ -448,6 +466,39 @@ func (f *fakeTown) begin(edit func(*Config)) *testRunner {
 	}()
 	f.t.Cleanup(func() { cancel(); <-r.done })
 	return r
+}
+
+func testConfig(server, disk, self string) Config {
+	return Config{Server: server, Disk: disk, Token: "token-1", SelfExe: self, Version: "test",
+		Timing: Timing{BackoffMin: time.Millisecond, BackoffMax: 20 * time.Millisecond, Flush: time.Millisecond, StopGrace: 500 * time.Millisecond,
+			VerdictGrace: 500 * time.Millisecond}}
+}
+
+// beginProcess starts a runner in a process group of its own, and returns how
+// to kill it with everything in it, as the loss of a sandbox does.
+func (f *fakeTown) beginProcess() (kill func()) {
+	f.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	cmd := exec.Command(self, "runner", f.srv.URL, f.disk)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		f.t.Fatal(err)
+	}
+	var once sync.Once
+	kill = func() {
+		once.Do(func() {
+			if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); err != nil {
+				f.t.Error(err)
+			}
+			// It was killed: that is its result.
+			_ = cmd.Wait()
+		})
+	}
+	f.t.Cleanup(kill)
+	return kill
 }
 
 // wait returns how the runner ended.

@@ -62,7 +62,7 @@ func replaces(a, b town.Report) bool {
 	switch b.Kind {
 	case town.ReportHeartbeat:
 		return true
-	case town.ReportCheckpoint, town.ReportNudged:
+	case town.ReportCheckpoint, town.ReportUnsaved, town.ReportNudged:
 		return a.Run == b.Run && a.Epoch == b.Epoch
 	}
 	return false

@@ -76,6 +76,7 @@ type run struct {
 	output     atomic.Bool  // the model (or an agent without one) ever said something
 	unanswered atomic.Bool  // the agent's latest call of a tool got no answer from the server
 	lastModel  atomic.Int32 // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
+	atRisk     atomic.Bool  // its last checkpoint failed, and that was told
 	saving     atomic.Bool  // a checkpoint of the ticker is on its way
 
 	verdictMu sync.Mutex // one verdict at a time; guards calls
@@ -289,7 +290,15 @@ func (n *run) start() (agent.Session, error) {
 	if d.Provider != "" {
 		spec.Model = &agent.Model{Provider: d.Provider, BaseURL: n.r.loopback.base + "/model/" + d.ID, Key: n.secret, Name: d.Model}
 	}
-	return n.r.cfg.Start(n.prepared, spec)
+	sess, err := n.r.cfg.Start(n.prepared, spec)
+	if err != nil && spec.LoadSession != "" && n.prepared.Err() == nil {
+		// Its session may be what it can't start with: better an agent that was only
+		// told what happened than none.
+		n.story("not_resumed", clip("the agent can't be started with its session: "+err.Error()+"; a new one is opened", 2000))
+		spec.LoadSession = ""
+		sess, err = n.r.cfg.Start(n.prepared, spec)
+	}
+	return sess, err
 }
 
 // event takes one event of the agent.
@@ -353,14 +362,27 @@ func (n *run) save(local bool) bool {
 	ctx, cancel := context.WithTimeout(n.saves, n.r.saveLimit())
 	defer cancel()
 	if _, err := n.checkpoint(ctx, local); err != nil {
-		if n.saves.Err() != nil {
-			return false
+		if n.saves.Err() == nil {
+			n.log.Warn("checkpoint failed", "err", err)
 		}
-		n.log.Warn("checkpoint failed", "err", err)
-		n.story("checkpoint_failed", clip(err.Error(), 2000))
 		return false
 	}
 	return true
+}
+
+// slowCheckpoint is how long a checkpoint may take without a warning.
+const slowCheckpoint = 10 * time.Second
+
+// unsaved tells people, once until it changes, that work is not being saved; an
+// empty reason says that it is again.
+func (n *run) unsaved(reason string) {
+	if n.atRisk.Swap(reason != "") == (reason != "") {
+		return
+	}
+	if reason != "" {
+		n.story("checkpoint_failed", reason)
+	}
+	n.r.outbox.add(town.Report{Kind: town.ReportUnsaved, Run: n.key.id, Epoch: n.key.epoch, Reason: clip(reason, 500)})
 }
 
 func (n *run) checkpoint(ctx context.Context, local bool) (saved, error) {
@@ -372,7 +394,16 @@ func (n *run) checkpoint(ctx context.Context, local bool) (saved, error) {
 	}
 	s, err := saver.save(ctx, local)
 	if err != nil {
+		if n.saves.Err() == nil && !local {
+			n.unsaved(clip(err.Error(), 500))
+		}
 		return s, err
+	}
+	if s.Took > slowCheckpoint {
+		n.log.Warn("a checkpoint took long", "took", s.Took, "limit", slowCheckpoint)
+	}
+	if !local {
+		n.unsaved("")
 	}
 	if s.Commit == "" {
 		return s, nil
@@ -386,7 +417,8 @@ func (n *run) checkpoint(ctx context.Context, local bool) (saved, error) {
 	if local {
 		return s, n.r.keepUnsent(n.want, s.Commit)
 	}
-	n.r.outbox.add(town.Report{Kind: town.ReportCheckpoint, Run: n.key.id, Epoch: n.key.epoch, Commit: s.Commit, Ref: saver.ref})
+	n.r.outbox.add(town.Report{Kind: town.ReportCheckpoint, Run: n.key.id, Epoch: n.key.epoch, Commit: s.Commit, Ref: saver.ref,
+		TookMS: s.Took.Milliseconds()})
 	return s, nil
 }
 

@@ -142,9 +142,11 @@ type Bead struct {
 	Commit        string `json:"commit,omitempty"` // verified evidence
 	Checkpoint    string `json:"checkpoint,omitempty"`
 	CheckpointRef string `json:"checkpoint_ref,omitempty"`
-	Session       string `json:"session,omitempty"` // the agent's own session id, to resume
-	Reason        string `json:"reason,omitempty"`  // what the next attempt is told
-	Summary       string `json:"summary,omitempty"` // what the last attempt said of itself
+	Session       string `json:"session,omitempty"`       // the agent's own session id, to resume
+	SessionEpoch  int64  `json:"session_epoch,omitempty"` // the run that opened or loaded it
+	Interrupted   string `json:"interrupted,omitempty"`   // how the last run ended that was cut off, until a verdict or a charge
+	Reason        string `json:"reason,omitempty"`        // what the next attempt is told
+	Summary       string `json:"summary,omitempty"`       // what the last attempt said of itself
 
 	Merge       *Merge      `json:"merge,omitempty"`
 	MergeN      int         `json:"merge_n,omitempty"`      // number of the latest candidate

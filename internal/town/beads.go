@@ -359,7 +359,7 @@ func (t *Town) reopenBead(now Time, in ReopenBead) error {
 		b.Charged, b.Conflicts, b.Losses, b.NotBefore = 0, 0, 0, 0
 		b.Escalated, b.Restarted = false, false
 		b.Proof, b.Merge = nil, nil
-		b.Reason = plain(in.Reason, MaxReason)
+		b.Reason, b.Interrupted = plain(in.Reason, MaxReason), ""
 		if b.Status.Terminal() {
 			// Its refs may be gone already: begin anew.
 			b.Base, b.Start, b.Commit, b.Checkpoint, b.CheckpointRef, b.Session = "", "", "", "", "", ""

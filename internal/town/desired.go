@@ -1,6 +1,7 @@
 package town
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -42,7 +43,7 @@ func (t *Town) desiredRun(r *Run) DesiredRun {
 		Model: r.Model, Branch: r.Branch, Base: r.Base, Start: r.Start, Nudges: r.Nudges, Verdict: r.Verdict, Stop: r.Stop,
 		TimeLimitMS: int64(t.duration("run.time_limit", b, rig) / time.Millisecond), TurnNudges: t.number("run.turn_nudges", b, rig)}
 	if b != nil {
-		d.Resume, d.ResumeRef, d.Session = b.Checkpoint, b.CheckpointRef, b.Session
+		d.Resume, d.ResumeRef, d.Session = b.Checkpoint, b.CheckpointRef, sessionOf(b, r)
 		d.Prompt = t.prompt(b, rig, r)
 		if b.CheckpointRef == WipRef(b.ID, r.Epoch) {
 			d.Resume, d.ResumeRef = "", "" // its own checkpoint is no place to begin at
@@ -93,7 +94,7 @@ func (t *Town) Prime(run string, epoch int64) (Prime, error) {
 	}
 	b, rig := t.beads[r.Bead], t.rigs[r.Rig]
 	p := Prime{Bead: PrimeBead{ID: b.ID, Title: b.Title, Body: b.Body, Priority: b.Priority, Labels: b.Labels}, Run: r.ID, Agent: r.Agent,
-		Role: r.Role, Attempt: b.Attempt, Reason: b.Reason, Branch: r.Branch, Base: r.Base, Target: rig.Target, Previous: b.Commit, Trailers: t.trailers(rig), Rules: rules}
+		Role: r.Role, Attempt: b.Attempt, Reason: cmp.Or(r.Told, b.Reason), Branch: r.Branch, Base: r.Base, Target: rig.Target, Previous: b.Commit, Trailers: t.trailers(rig), Rules: rules}
 	for _, g := range rig.Gates {
 		p.Gates = append(p.Gates, g.Name+": "+g.Command)
 	}
@@ -109,8 +110,8 @@ func (t *Town) prompt(b *Bead, rig *Rig, r *Run) string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "You are %s, a %s of town %s, working on bead %s of rig %s (attempt %d).\n\n%s\n\n# %s\n\n%s\n",
 		r.Agent, r.Role, t.info.Name, b.ID, rig.Name, b.Attempt, rules, b.Title, b.Body)
-	if b.Reason != "" {
-		fmt.Fprintf(&s, "\n# What happened before\n\n%s\n", b.Reason)
+	if told := cmp.Or(r.Told, b.Reason); told != "" {
+		fmt.Fprintf(&s, "\n# What happened before\n\n%s\n", told)
 	}
 	if trailers := t.trailers(rig); len(trailers) > 0 {
 		fmt.Fprintf(&s, "\n# Trailers that end the message of each of your commits\n\n%s\n", strings.Join(trailers, "\n"))

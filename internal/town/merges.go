@@ -102,7 +102,7 @@ func (t *Town) conflict(b *Bead, r *Rig, now Time, detail string) {
 	t.edit(b, now, func() {
 		b.ConflictTip = tip
 		b.Base, b.Start = "", ""
-		b.Checkpoint, b.CheckpointRef, b.Session = "", "", ""
+		b.Checkpoint, b.CheckpointRef, b.Session, b.Interrupted = "", "", "", ""
 	})
 	if repeated {
 		t.chargeWork(b, now, reason)

@@ -98,7 +98,7 @@ func (t *Town) report(now Time, in Reports, n int64, p Report) {
 			t.info.Sandbox.Drained = true
 		}
 		return
-	case ReportStarted, ReportEnded, ReportCheckpoint, ReportNudged:
+	case ReportStarted, ReportEnded, ReportCheckpoint, ReportUnsaved, ReportNudged:
 	case ReportLost:
 		t.poison(now, in.Generation, n, p.Reason)
 		return
@@ -117,6 +117,10 @@ func (t *Town) report(now Time, in Reports, n int64, p Report) {
 		t.runEnded(r, now, p)
 	case ReportCheckpoint:
 		t.checkpointed(r, now, p)
+	case ReportUnsaved:
+		if r.Verdict == "" {
+			t.saveFailed(r, now, p.Reason)
+		}
 	case ReportNudged:
 		for len(r.Nudges) > 0 && r.Nudges[0].N <= p.Nudge {
 			r.Nudges = r.Nudges[1:]

@@ -206,7 +206,8 @@ func (h *history) message() Input {
 			Class: []Class{"", ClassWork, ClassInfra}[h.pick(3)], Reason: "ended"},
 		{Kind: ReportCheckpoint, Run: r.ID, Epoch: r.Epoch, Commit: commitName(3), Ref: WipRef(r.Bead, r.Epoch)},
 		{Kind: ReportHeartbeat, Runs: []RunLife{{Run: r.ID, Epoch: r.Epoch, IdleMS: int64(h.pick(4)) * 1_000_000}}},
-		{Kind: ReportDrained}, {Kind: ReportNudged, Run: r.ID, Epoch: r.Epoch, Nudge: 1}, {Kind: "telepathy"},
+		{Kind: ReportDrained}, {Kind: ReportUnsaved, Run: r.ID, Epoch: r.Epoch, Reason: "disk full"},
+		{Kind: ReportUnsaved, Run: r.ID, Epoch: r.Epoch}, {Kind: ReportNudged, Run: r.ID, Epoch: r.Epoch, Nudge: 1}, {Kind: "telepathy"},
 	}
 	return Reports{Generation: h.someGen(), Stream: "s1", From: d.town.info.Sandbox.Seq + 1, Items: items[h.pick(len(items)):][:1]}
 }

@@ -79,7 +79,8 @@ const (
 	ReportHeartbeat  ReportKind = "heartbeat"   // Runs: what lives in the sandbox
 	ReportStarted    ReportKind = "run_started" // the agent's process was spawned: PID, Session
 	ReportEnded      ReportKind = "run_ended"   // Outcome, Class, Reason, Subject (a breaker's or SubjectKilled, class infra)
-	ReportCheckpoint ReportKind = "checkpoint"  // Commit on Ref
+	ReportCheckpoint ReportKind = "checkpoint"  // Commit on Ref, TookMS
+	ReportUnsaved    ReportKind = "unsaved"     // a checkpoint failed for Reason; "": they work again
 	ReportNudged     ReportKind = "nudged"      // nudges up to Nudge were delivered
 	ReportDrained    ReportKind = "drained"     // nothing runs any more
 	// ReportLost stands in for a report that could not be taken: Reason says what
@@ -101,6 +102,7 @@ type Report struct {
 	Subject string     `json:"subject,omitempty"`
 	Commit  string     `json:"commit,omitempty"`
 	Ref     string     `json:"ref,omitempty"`
+	TookMS  int64      `json:"took_ms,omitempty"`
 	Nudge   int        `json:"nudge,omitempty"`
 	Runs    []RunLife  `json:"runs,omitempty"`
 }

@@ -50,8 +50,15 @@ type Run struct {
 	StopAt  Time    `json:"stop_at,omitempty"` // when draining began
 	Nudges  []Nudge `json:"nudges,omitempty"`  // not yet acknowledged
 	NudgeN  int     `json:"nudge_n,omitempty"` // number of the latest
-	Refused int     `json:"refused,omitempty"` // how often its evidence was refused
-	Stuck   int     `json:"stuck,omitempty"`   // steps of the ladder for stuck agents taken
+	Told    string  `json:"told,omitempty"`    // what its agent is told of what happened before
+
+	SlowMS      int64  `json:"slow_ms,omitempty"`       // its first checkpoint that took too long
+	SaveError   string `json:"save_error,omitempty"`    // why its last checkpoint failed
+	SaveErrorAt Time   `json:"save_error_at,omitempty"` // since when they fail
+	SaveNotes   int    `json:"save_notes,omitempty"`    // failures that the ledger tells of
+
+	Refused int `json:"refused,omitempty"` // how often its evidence was refused
+	Stuck   int `json:"stuck,omitempty"`   // steps of the ladder for stuck agents taken
 }
 
 // Nudge is a message to a running agent.

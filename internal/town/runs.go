@@ -39,6 +39,7 @@ func (t *Town) startRun(b *Bead, r *Rig, now Time) {
 	run := &Run{ID: b.currentRun(), Bead: b.ID, Rig: r.Name, Epoch: b.Epoch, Role: RolePolecat, Agent: a.Name,
 		Preset: t.text("agent", b, r), Provider: t.text("provider", b, r), Model: t.text("model", b, r),
 		State: RunStarting, Base: b.Base, Start: cmp.Or(b.Start, b.Base), Branch: b.Branch, CreatedAt: now}
+	run.Told = t.told(b, run)
 	if t.info.Sandbox.State == SandboxAwake {
 		run.Generation = t.info.Sandbox.Generation
 		run.LeaseUntil = now.Add(t.duration("lease", nil, nil))
@@ -131,6 +132,9 @@ func (t *Town) endRun(r *Run, now Time, o Outcome, c Class, reason string) {
 	case c == ClassWork:
 		t.chargeWork(b, now, reason)
 	default:
+		if r.SpawnedAt != 0 {
+			t.edit(b, now, func() { b.Interrupted = interruption(o, reason) })
+		}
 		t.putBack(b, now, o, reason)
 	}
 }
@@ -143,9 +147,6 @@ func (t *Town) putBack(b *Bead, now Time, o Outcome, reason string) {
 		}
 		if b.Checkpoint == "" && b.Start == b.Base && b.Commit == "" {
 			b.Base, b.Start = "", "" // nothing was done yet: begin at the newest tip
-		}
-		if b.Checkpoint != "" {
-			b.Reason = "The last run was interrupted (" + clip(reason, 300) + "). Your work was restored from its last checkpoint: look at git status and git log, then go on."
 		}
 	})
 	t.setStatus(b, now, BeadOpen, "", reason)
@@ -165,7 +166,7 @@ func (t *Town) chargeWork(b *Bead, now Time, reason string) {
 	t.edit(b, now, func() {
 		b.Charged++
 		b.note(Failure{At: now, Epoch: b.Epoch, Class: ClassWork, Charged: true, Reason: clip(reason, 4000)})
-		b.Reason = reason
+		b.Reason, b.Interrupted = reason, ""
 		b.Merge = nil
 	})
 	if a := t.agents[b.Rig+"/"+b.Agent]; a != nil {
@@ -238,7 +239,7 @@ func (t *Town) accept(r *Run, b *Bead, now Time, in Verdict) {
 	t.edit(b, now, func() {
 		b.LastCall = &Call{Epoch: in.Epoch, ID: in.CallID}
 		b.Summary = in.Text
-		b.Losses = 0
+		b.Losses, b.Interrupted = 0, ""
 	})
 	t.proved(now, "sandbox")
 	t.proved(now, "agent/"+r.Preset)
@@ -283,7 +284,7 @@ func (t *Town) runStarted(r *Run, now Time, p Report) {
 	r.State, r.SpawnedAt, r.LifeAt, r.PID = RunRunning, now, now, p.PID
 	t.renewLease(r, now)
 	if b := t.beads[r.Bead]; b != nil && p.Session != "" {
-		t.edit(b, now, func() { b.Session = plain(p.Session, 200) })
+		t.edit(b, now, func() { b.Session, b.SessionEpoch = plain(p.Session, 200), r.Epoch })
 	}
 	t.log(now, "run.spawned", r.ID, r.Agent, "", "bead", r.Bead, "preset", r.Preset)
 }
@@ -393,6 +394,8 @@ func (t *Town) checkpointed(r *Run, now Time, p Report) {
 	if b == nil || r.Verdict != "" || b.Epoch != r.Epoch || !commitRE.MatchString(p.Commit) || p.Ref != WipRef(b.ID, r.Epoch) {
 		return
 	}
+	t.savedSlowly(r, now, p.TookMS)
+	t.saveFailed(r, now, "")
 	if b.Checkpoint == p.Commit && b.CheckpointRef == p.Ref {
 		return
 	}

@@ -232,7 +232,7 @@ func (t *Town) whyRun(b *Bead, now Time) Reason {
 	if r.State == RunDraining && r.Stop != "" {
 		text = fmt.Sprintf("run %s is being stopped: %s", r.ID, r.Stop)
 	}
-	return Reason{State: Active, Kind: "run", Subject: r.ID, Text: text}
+	return Reason{State: Active, Kind: "run", Subject: r.ID, Text: text + saveTrouble(r)}
 }
 
 func (t *Town) whyMerge(b *Bead, now Time) Reason {

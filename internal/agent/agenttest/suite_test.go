@@ -40,7 +40,7 @@ func TestScriptedAgentConforms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agenttest.Run(t, func(*testing.T, agenttest.Task) agent.Spec {
-		return agent.Spec{Preset: preset, SelfExe: self, Env: []string{"PATH=" + os.Getenv("PATH")}}
+	agenttest.Run(t, func(t *testing.T, _ agenttest.Task) agent.Spec {
+		return agent.Spec{Preset: preset, SelfExe: self, Env: []string{"PATH=" + os.Getenv("PATH"), "XDG_DATA_HOME=" + t.TempDir()}}
 	})
 }

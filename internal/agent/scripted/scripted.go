@@ -14,8 +14,9 @@
 //	echo hello > greeting.txt
 //	```
 //
-// The script sees GASTOWN_BEAD, GASTOWN_ATTEMPT, GASTOWN_REASON and
-// GASTOWN_NUDGE. A script that fails ends the turn without a call, and so does
+// The script sees GASTOWN_BEAD, GASTOWN_ATTEMPT, GASTOWN_REASON, GASTOWN_NUDGE
+// and GASTOWN_RESUMED: how many turns its session had when it was loaded by
+// this process, 0 for a new one. A script that fails ends the turn without a call, and so does
 // an error of the tool; a further prompt in the session is a nudge and runs
 // again. crash and hang leave the worktree as it is, uncommitted.
 //
@@ -82,11 +83,15 @@ type agent struct {
 	closed   bool
 }
 
-// session is all there is to know about one; a loaded session starts anew.
+// session is one as this process knows it; turns are those of this process.
 type session struct {
-	cwd   string
-	mcp   *acp.McpServerHttpInline
-	turns int
+	cwd    string
+	mcp    *acp.McpServerHttpInline
+	turns  int
+	before int // turns before the session was loaded
+
+	mu  sync.Mutex // guards mem
+	mem memory
 }
 
 var (
@@ -115,8 +120,8 @@ func (a *agent) Initialize(context.Context, acp.InitializeRequest) (acp.Initiali
 	}, nil
 }
 
-func (a *agent) keep(id acp.SessionId, cwd string, servers []acp.McpServer) {
-	s := &session{cwd: cwd}
+func (a *agent) keep(id acp.SessionId, cwd string, servers []acp.McpServer, mem memory) {
+	s := &session{cwd: cwd, before: mem.Turns, mem: mem}
 	for _, m := range servers {
 		if m.Http != nil && m.Http.Name == ServerName {
 			s.mcp = m.Http
@@ -130,13 +135,27 @@ func (a *agent) keep(id acp.SessionId, cwd string, servers []acp.McpServer) {
 // NewSession implements acp.Agent.
 func (a *agent) NewSession(_ context.Context, p acp.NewSessionRequest) (acp.NewSessionResponse, error) {
 	id := acp.SessionId("scripted-" + rand.Text())
-	a.keep(id, p.Cwd, p.McpServers)
+	if err := errors.Join(memory{}.remember(id), forgetOld()); err != nil {
+		a.log.Warn("the session can't be kept", "err", err)
+	}
+	a.keep(id, p.Cwd, p.McpServers, memory{})
 	return acp.NewSessionResponse{SessionId: id}, nil
 }
 
-// LoadSession implements acp.AgentLoader.
-func (a *agent) LoadSession(_ context.Context, p acp.LoadSessionRequest) (acp.LoadSessionResponse, error) {
-	a.keep(p.SessionId, p.Cwd, p.McpServers)
+// LoadSession implements acp.AgentLoader: what was said before is said again, as
+// the protocol wants it. An unknown session is refused.
+func (a *agent) LoadSession(ctx context.Context, p acp.LoadSessionRequest) (acp.LoadSessionResponse, error) {
+	mem, err := recall(p.SessionId)
+	if err != nil {
+		return acp.LoadSessionResponse{}, acp.NewInvalidParams(map[string]any{"error": "no such session"})
+	}
+	a.keep(p.SessionId, p.Cwd, p.McpServers, mem)
+	if mem.Said != "" {
+		err = a.conn.SessionUpdate(ctx, acp.SessionNotification{SessionId: p.SessionId, Update: acp.UpdateAgentMessageText(mem.Said)})
+		if err != nil {
+			return acp.LoadSessionResponse{}, err
+		}
+	}
 	return acp.LoadSessionResponse{}, nil
 }
 
@@ -152,6 +171,7 @@ func (a *agent) Prompt(ctx context.Context, p acp.PromptRequest) (acp.PromptResp
 	s.turns++
 	a.turns.Add(1)
 	a.mu.Unlock()
+	s.note(a.log, p.SessionId, func(m *memory) { m.Turns++ })
 	stop, err := a.turn(ctx, &turn{a: a, id: p.SessionId, s: s, nudge: nudge})
 	a.turns.Done()
 	if errors.Is(err, errCrash) {
@@ -159,6 +179,16 @@ func (a *agent) Prompt(ctx context.Context, p acp.PromptRequest) (acp.PromptResp
 		<-a.conn.Done() // a process that crashes does not answer
 	}
 	return acp.PromptResponse{StopReason: stop}, err
+}
+
+// note changes what outlives the process.
+func (s *session) note(log *slog.Logger, id acp.SessionId, edit func(*memory)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	edit(&s.mem)
+	if err := s.mem.remember(id); err != nil {
+		log.Warn("the session can't be kept", "err", err)
+	}
 }
 
 func (a *agent) turn(ctx context.Context, t *turn) (acp.StopReason, error) {

@@ -127,7 +127,8 @@ func (t *turn) script(ctx context.Context, b Block, as assignment) error {
 	cmd.Dir = t.s.cwd
 	cmd.Env = append(os.Environ(),
 		"GASTOWN_BEAD="+noNUL(as.Bead.ID), "GASTOWN_ATTEMPT="+strconv.Itoa(as.Attempt),
-		"GASTOWN_REASON="+noNUL(as.Reason), "GASTOWN_NUDGE="+strconv.Itoa(t.nudge))
+		"GASTOWN_REASON="+noNUL(as.Reason), "GASTOWN_NUDGE="+strconv.Itoa(t.nudge),
+		"GASTOWN_RESUMED="+strconv.Itoa(t.s.before))
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -200,7 +201,10 @@ func (t *turn) git(ctx context.Context, args ...string) (string, error) {
 }
 
 // say streams a message.
-func (t *turn) say(text string) { t.update(acp.UpdateAgentMessageText(text)) }
+func (t *turn) say(text string) {
+	t.s.note(t.a.log, t.id, func(m *memory) { m.Said += text })
+	t.update(acp.UpdateAgentMessageText(text))
+}
 
 // update sends one update. It can fail only when the client is gone, and then
 // the connection's end stops the turn.
