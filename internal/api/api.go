@@ -19,6 +19,7 @@ const (
 	HeaderReplayed       = "Idempotency-Replayed" // "true" on an answer from the record
 	HeaderUser           = "Gastown-User"         // display name of who asks, for the ledger
 	ProblemType          = "application/problem+json"
+	LinesType            = "application/jsonl" // of an export
 )
 
 // Problem is an error as RFC 9457 has it, with three members of ours.

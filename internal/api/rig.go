@@ -21,7 +21,7 @@ type Rig struct {
 	Settings       map[string]string `json:"settings,omitempty"`
 	HasCredential  bool              `json:"has_credential"`
 	UpdateWorktree bool              `json:"update_worktree,omitempty"`
-	State          string            `json:"state" enum:"active,removing"`
+	State          string            `json:"state" enum:"active,missing,removing" doc:"missing: imported, and not cloned yet."`
 	CreatedAt      time.Time         `json:"created_at"`
 	Tip            string            `json:"tip" doc:"Of the target, as last seen."`
 	FetchedAt      time.Time         `json:"fetched_at,omitzero"`

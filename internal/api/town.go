@@ -8,7 +8,7 @@ type Town struct {
 	Name        string            `json:"name"`
 	Owner       string            `json:"owner"`
 	CreatedAt   time.Time         `json:"created_at"`
-	Mode        string            `json:"mode" enum:"active,paused,sleeping,deleting"`
+	Mode        string            `json:"mode" enum:"active,paused,sleeping,deleting,importing"`
 	ModeBy      string            `json:"mode_by,omitempty"`
 	ModeAt      time.Time         `json:"mode_at,omitzero"`
 	Settings    map[string]string `json:"settings,omitempty" doc:"What was set for the town itself."`
@@ -48,7 +48,7 @@ type TownItem struct {
 	Name       string    `json:"name"`
 	Owner      string    `json:"owner"`
 	CreatedAt  time.Time `json:"created_at"`
-	Status     string    `json:"status" enum:"active,paused,deleting"`
+	Status     string    `json:"status" enum:"active,paused,sleeping,deleting,importing"`
 	Sandbox    string    `json:"sandbox" enum:"asleep,queued,starting,awake,draining,stopping,wedged"`
 	Generation int64     `json:"generation"`
 	Wanted     bool      `json:"wanted" doc:"Something wants the sandbox awake."`

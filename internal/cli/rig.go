@@ -17,7 +17,7 @@ import (
 
 func (a *invocation) rigCmd() *cobra.Command {
 	g := a.group("rig", "Rigs (git repositories): add, list, show, remove, settings", "")
-	g.AddCommand(a.rigAddCmd(), a.rigListCmd(), a.rigShowCmd(), a.rigRemoveCmd(), a.rigSetCmd(), a.rigUnsetCmd(), a.rigSettingsCmd())
+	g.AddCommand(a.rigAddCmd(), a.rigListCmd(), a.rigShowCmd(), a.rigCloneCmd(), a.rigRemoveCmd(), a.rigSetCmd(), a.rigUnsetCmd(), a.rigSettingsCmd())
 	return g
 }
 

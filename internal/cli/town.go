@@ -18,7 +18,8 @@ import (
 func (a *invocation) townCmd() *cobra.Command {
 	g := a.group("town", "Towns: create, list, show, pause, delete, settings", "")
 	g.AddCommand(a.townCreateCmd(), a.townListCmd(), a.townShowCmd(), a.townDeleteCmd(),
-		a.pauseCmd("pause", false), a.townResumeCmd(), a.townSetCmd(), a.townUnsetCmd(), a.townSettingsCmd(), a.townAgentsCmd())
+		a.pauseCmd("pause", false), a.townResumeCmd(), a.townSetCmd(), a.townUnsetCmd(), a.townSettingsCmd(), a.townAgentsCmd(),
+		a.townExportCmd(), a.townImportCmd())
 	return g
 }
 

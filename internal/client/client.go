@@ -235,13 +235,17 @@ func (c *Client) build(ctx context.Context, r request, payload []byte) (*http.Re
 	if payload != nil {
 		body = bytes.NewReader(payload)
 	}
+	return c.buildBody(ctx, r, u, body)
+}
+
+func (c *Client) buildBody(ctx context.Context, r request, u string, body io.Reader) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, r.method, u, body)
 	if err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "building the request")
 	}
 	req.Header.Set("User-Agent", c.agent)
 	req.Header.Set("Accept", "application/json")
-	if payload != nil {
+	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	if c.token != "" {

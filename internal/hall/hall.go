@@ -236,12 +236,18 @@ func (h *Hall) create(ctx context.Context, id, name, owner string, settings town
 			return err
 		}
 	}
+	return h.put(ctx, t, now, again)
+}
+
+// put stores a new town. again says that its id follows from a request, so that
+// finding it means that an earlier try made it.
+func (h *Hall) put(ctx context.Context, t *town.Town, now time.Time, again bool) error {
 	rows, entries, err := encode(t.Rows(), t.Entries())
 	if err != nil {
 		return err
 	}
 	info := t.Info()
-	head := store.Head{ID: id, Name: info.Name, Owner: info.Owner, CreatedAt: int64(info.CreatedAt), CommitID: h.cfg.NewID(),
+	head := store.Head{ID: info.ID, Name: info.Name, Owner: info.Owner, CreatedAt: int64(info.CreatedAt), CommitID: h.cfg.NewID(),
 		Columns: columns(t.Columns(now))}
 	c, cancel := storeCtx(ctx)
 	defer cancel()
@@ -249,9 +255,34 @@ func (h *Hall) create(ctx context.Context, id, name, owner string, settings town
 	if !again || !errs.Is(err, errs.Conflict) && !errors.Is(err, store.ErrUnknown) {
 		return err
 	}
-	// The id follows from the key: finding it means that an earlier try made it.
-	if _, found := h.cfg.Store.Head(c, id); found == nil {
+	if _, found := h.cfg.Store.Head(c, info.ID); found == nil {
 		return nil
 	}
 	return err
 }
+
+// StartImport makes a town that is being imported: it takes town.ImportPart
+// inputs until town.FinishImport. request identifies the import: an earlier one
+// of the same request is found again, wherever it stands. "" is always a new one.
+// A taken name is a Conflict.
+func (h *Hall) StartImport(ctx context.Context, in town.ImportedTown, request string) (id string, err error) {
+	now := h.now()
+	if id = "t" + h.cfg.NewID(); request != "" {
+		id = ImportID(request)
+	}
+	t, err := town.NewImport(id, in, now)
+	if err != nil {
+		return "", err
+	}
+	t.SetServer(h.cfg.Server)
+	if err := h.put(ctx, t, now, request != ""); err != nil {
+		return "", err
+	}
+	if due, ok := t.NextWake(now); ok {
+		h.alarm.poke(due)
+	}
+	return id, nil
+}
+
+// ImportID is the id of the town that a request imports.
+func ImportID(request string) string { return "t" + digest("import", request) }

@@ -21,6 +21,9 @@ type Hall interface {
 	// CreateTown makes a town and returns its id. With idem, which may be nil, a
 	// repeat returns the same id.
 	CreateTown(ctx context.Context, name, owner string, settings town.Settings, by string, idem *hall.Idem) (string, error)
+	// StartImport makes a town that takes town.ImportPart inputs. A repeat of the
+	// same request, unless it is "", finds the town of the first.
+	StartImport(ctx context.Context, in town.ImportedTown, request string) (string, error)
 	// Do handles one input and returns after its commit.
 	Do(ctx context.Context, townID string, in town.Input) error
 	// DoIdem is Do with a record of the answer that commits with the input.

@@ -30,6 +30,10 @@ func (h *fakeHall) CreateTown(context.Context, string, string, town.Settings, st
 	return "", errors.New("not in this test")
 }
 
+func (h *fakeHall) StartImport(context.Context, town.ImportedTown, string) (string, error) {
+	return "", errors.New("not in this test")
+}
+
 func (h *fakeHall) Do(_ context.Context, _ string, in town.Input) error { return h.do(in) }
 
 func (h *fakeHall) DoIdem(_ context.Context, _ string, in town.Input, _, _ string, _ func(*town.Town) (int, []byte)) (int, []byte, bool, error) {

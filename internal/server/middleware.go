@@ -104,7 +104,7 @@ func (s *Server) receive(w *recorder, r *http.Request, pattern string) ([]byte, 
 	rc := http.NewResponseController(w.ResponseWriter)
 	// Recorders in tests know no deadlines.
 	deadlines := func(read, write time.Time) { _, _ = rc.SetReadDeadline(read), rc.SetWriteDeadline(write) }
-	if limit < 0 {
+	if limit < 0 || s.streamed[pattern] {
 		deadlines(time.Time{}, time.Time{})
 		return nil, true
 	}

@@ -33,6 +33,8 @@ type op struct {
 	optional     bool // the body may be missing
 	stream       any  // the data of a stream of events
 	raw          any  // type of a body that the handler decodes itself
+	linesIn      bool // the body is JSON lines, which the handler reads itself
+	linesOut     bool // the answer is JSON lines
 	result       any  // type of a body that the handler encodes itself
 }
 
@@ -92,7 +94,15 @@ func (s *Server) describe(o op) huma.Operation {
 		h.Responses[ok] = &huma.Response{Description: "Events; each data is a JSON document of this schema.",
 			Content: map[string]*huma.MediaType{"text/event-stream": {Schema: schema(o.stream)}}}
 	}
-	if o.long || o.stream != nil {
+	lines := map[string]*huma.MediaType{api.LinesType: {Schema: &huma.Schema{Type: huma.TypeString}}}
+	if o.linesIn {
+		h.RequestBody = &huma.RequestBody{Required: true, Content: lines}
+		s.streamed[strings.ToUpper(o.method)+" "+h.Path] = true
+	}
+	if o.linesOut {
+		h.Responses[ok] = &huma.Response{Description: "JSON lines, the format of which docs/export.md describes.", Content: lines}
+	}
+	if o.long || o.stream != nil || o.linesIn || o.linesOut {
 		s.long[strings.ToUpper(o.method)+" "+h.Path] = true
 	}
 	return h

@@ -61,10 +61,17 @@ func (s *Server) newRig(in api.AddRig) (town.Rig, error) {
 	if err := git.ValidBranch(r.Target); err != nil {
 		return r, err
 	}
-	if len(in.GitToken) > maxGitToken || strings.ContainsAny(in.GitToken, "\n\r\x00") {
-		return r, errs.New(errs.Invalid, "git_token must be a single line of at most %d bytes", maxGitToken)
+	if err := checkGitToken(in.GitToken); err != nil {
+		return r, err
 	}
 	return r, s.checkSettings(town.LevelRig, in.Settings)
+}
+
+func checkGitToken(token string) error {
+	if len(token) > maxGitToken || strings.ContainsAny(token, "\n\r\x00") {
+		return errs.New(errs.Invalid, "git_token must be a single line of at most %d bytes", maxGitToken)
+	}
+	return nil
 }
 
 // prefixFor makes the prefix of bead ids from a rig's name.

@@ -29,13 +29,14 @@ type Server struct {
 	api       huma.API
 	long      map[string]bool  // route patterns that may take longer than a request normally does
 	limits    map[string]int64 // body limits of routes that differ from the normal one; -1: the handler's business
+	streamed  map[string]bool  // route patterns whose handlers read the body themselves, after the token was checked
 
 	stopOnce sync.Once
 	stopping chan struct{} // closed when streams must end
 
 	places places
 	taps   taps
-	adding keyed // one rig is added at a time under a name
+	adding keyed // one rig is added, or one town imported, at a time under a name
 	edits  keyed // conditional edits of one bead, one after another
 }
 
@@ -61,7 +62,7 @@ func New(cfg Config) (*Server, error) {
 		adminHash: sha256.Sum256([]byte(cfg.AdminToken)),
 		providers: gateway.NewProviders(cfg.Secrets),
 		mux:       http.NewServeMux(),
-		long:      map[string]bool{}, limits: map[string]int64{},
+		long:      map[string]bool{}, limits: map[string]int64{}, streamed: map[string]bool{},
 		stopping: make(chan struct{}),
 	}
 	s.metrics = newMetrics(s)
@@ -73,6 +74,7 @@ func New(cfg Config) (*Server, error) {
 	s.registerBeads()
 	s.registerHistory()
 	s.registerStreams()
+	s.registerExport()
 	s.dropUnusedSchemas()
 	s.registerPublic()
 	s.registerRunner()

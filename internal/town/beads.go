@@ -89,7 +89,7 @@ func (t *Town) createBead(now Time, in CreateBead) error {
 }
 
 func (t *Town) checkNewBead(in CreateBead, r *Rig) error {
-	if r.State != RigActive {
+	if r.State == RigRemoving {
 		return errs.New(errs.Conflict, "rig %s is being removed", r.Name)
 	}
 	if err := ValidBeadID(in.ID); err != nil {

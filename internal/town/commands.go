@@ -119,6 +119,9 @@ func settingsText(set Settings, unset []string) string {
 	var parts []string
 	for _, s := range table {
 		if v, ok := set[s.Key]; ok {
+			if v != "" && slices.Contains(secretSettings, s.Key) {
+				v = hiddenValue
+			}
 			parts = append(parts, s.Key+"="+clip(v, 100))
 		}
 		if slices.Contains(unset, s.Key) {

@@ -19,6 +19,11 @@ func (t *Town) Handle(at time.Time, in Input) error {
 			return err
 		}
 	}
+	if t.info.Mode == ModeImporting {
+		if err := t.whileImporting(in); err != nil {
+			return err
+		}
+	}
 	if err := t.apply(now, in); err != nil {
 		return err
 	}
@@ -77,6 +82,12 @@ func (t *Town) apply(now Time, in Input) error {
 		return t.refreshToken(now, in)
 	case DeleteTown:
 		return t.deleteTown(now, in)
+	case ImportPart:
+		return t.importPart(now, in)
+	case FinishImport:
+		return t.finishImport(now, in)
+	case CloneRig:
+		return t.cloneRig(now, in)
 	}
 	return t.applyMessage(now, in)
 }

@@ -98,6 +98,27 @@ type (
 	RefreshToken struct{ By string }
 	// DeleteTown removes everything. Irreversible.
 	DeleteTown struct{ By string }
+
+	// ImportPart adds what a file carries to a town that is being imported. N
+	// counts from 0; a part that was taken already changes nothing. What it brings
+	// was checked by an Importer; it is checked again as far as the town alone can.
+	ImportPart struct {
+		N      int
+		Rigs   []Rig
+		Beads  []Bead
+		Ledger []Entry
+	}
+	// FinishImport ends an import: the town becomes paused, or active with Start.
+	FinishImport struct {
+		By         string
+		From       string // name of the exported town
+		ExportedAt Time
+		Counts     ExportCounts // what must have arrived; its dependencies are not compared
+		Reopened   int          // beads that were at work when they were exported
+		Start      bool
+	}
+	// CloneRig says that the repository of an imported rig is in the hub now, with its target at Tip.
+	CloneRig struct{ By, Rig, URL, Tip, Secret string }
 )
 
 // Messages of the runner, each fenced by generation and epoch. A stale one is
@@ -213,6 +234,9 @@ func (Pause) input() string         { return "town.pause" }
 func (Resume) input() string        { return "town.resume" }
 func (RefreshToken) input() string  { return "token.refresh" }
 func (DeleteTown) input() string    { return "town.delete" }
+func (ImportPart) input() string    { return "town.import" }
+func (FinishImport) input() string  { return "town.imported" }
+func (CloneRig) input() string      { return "rig.clone" }
 func (Hello) input() string         { return "sandbox.hello" }
 func (Reports) input() string       { return "sandbox.reports" }
 func (Verdict) input() string       { return "run.verdict" }
@@ -229,6 +253,6 @@ func (Tick) input() string          { return "tick" }
 // Inputs returns one zero value of every input that exists.
 func Inputs() []Input {
 	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Acknowledge{},
-		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
+		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, ImportPart{}, FinishImport{}, CloneRig{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
 		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Restored{}, Tick{}}
 }

@@ -8,6 +8,7 @@ type RigState string
 // The states of a rig.
 const (
 	RigActive   RigState = "active"
+	RigMissing  RigState = "missing" // imported: its repository is not in the hub yet
 	RigRemoving RigState = "removing"
 )
 

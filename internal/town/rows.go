@@ -204,7 +204,7 @@ func (t *Town) decode(r Row) error {
 		if _, ok := sandboxMoves[v.Sandbox.State]; !ok {
 			return unknown("sandbox state", v.Sandbox.State)
 		}
-		if !slices.Contains([]Mode{ModeActive, ModePaused, ModeSleeping, ModeDeleting}, v.Mode) {
+		if !slices.Contains([]Mode{ModeActive, ModePaused, ModeSleeping, ModeDeleting, ModeImporting}, v.Mode) {
 			return unknown("mode", v.Mode)
 		}
 		sober(&v.CreatedAt, &v.ModeAt, &v.AwakeFrom, &v.AwakeFor, &v.Sandbox.Since, &v.Meter.Since)
@@ -212,7 +212,7 @@ func (t *Town) decode(r Row) error {
 		return nil
 	case kindRig:
 		return into(t.rigs, r, func(v *Rig) (string, error) {
-			if v.State != RigActive && v.State != RigRemoving {
+			if !slices.Contains([]RigState{RigActive, RigMissing, RigRemoving}, v.State) {
 				return v.Name, unknown("state", v.State)
 			}
 			sober(&v.CreatedAt, &v.FetchedAt)

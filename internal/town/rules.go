@@ -15,7 +15,7 @@ const maxSteps = 200_000
 // whether it changed anything.
 func (t *Town) settle(now Time) {
 	rules := []func(Time) bool{
-		t.ruleMend, t.ruleClock, t.ruleClaims, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
+		t.ruleMend, t.ruleClock, t.ruleImport, t.ruleClaims, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
 		t.ruleMerge, t.ruleDispatch, t.driveSandbox,
 	}
 	for step := 0; ; step++ {
@@ -111,7 +111,7 @@ func (t *Town) ruleClaims(now Time) bool {
 // time, so the first that still waits ends the look.
 func (t *Town) ruleBackoffOver(now Time) bool {
 	moved := false
-	for len(t.ix.delayed) > 0 {
+	for len(t.ix.delayed) > 0 && t.info.Mode != ModeImporting {
 		b := t.beads[t.ix.delayed[0].id]
 		if b.NotBefore > now && b.NotBefore <= now.Add(day+maxClock) {
 			break

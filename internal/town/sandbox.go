@@ -100,4 +100,6 @@ const (
 	ModePaused   Mode = "paused"   // nothing new starts, running work finishes
 	ModeSleeping Mode = "sleeping" // paused, and the sandbox drained now
 	ModeDeleting Mode = "deleting"
+	// ModeImporting is a town whose import goes on; it does nothing else.
+	ModeImporting Mode = "importing"
 )

@@ -78,7 +78,7 @@ func (t *Town) graceEnd() Time {
 // wanted reports whether the sandbox should be awake: a hold exists, or its
 // grace runs, and no person suppressed it.
 func (t *Town) wanted(now Time) bool {
-	if t.info.Mode == ModeSleeping || t.info.Mode == ModeDeleting {
+	if t.info.Mode == ModeSleeping || t.info.Mode == ModeDeleting || t.info.Mode == ModeImporting {
 		return false
 	}
 	if t.hasHold(now) {
@@ -176,7 +176,7 @@ func (t *Town) stopText() string {
 		return "put to sleep by " + t.info.ModeBy
 	case ModeDeleting:
 		return "the town is being deleted"
-	case ModeActive, ModePaused:
+	case ModeActive, ModePaused, ModeImporting:
 	}
 	return "nothing to do since " + t.info.Sandbox.LastHoldWas + " ended"
 }

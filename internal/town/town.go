@@ -22,6 +22,7 @@ type Info struct {
 	AwakeFrom Time     `json:"awake_from,omitempty"`
 	AwakeBy   string   `json:"awake_by,omitempty"`
 	Removed   bool     `json:"removed,omitempty"` // disks and repositories of a deleting town are gone
+	Import    *Import  `json:"import,omitempty"`  // while Mode is importing
 
 	Sandbox Sandbox `json:"sandbox"`
 	Meter   Meter   `json:"meter"`

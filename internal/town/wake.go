@@ -66,7 +66,11 @@ func (t *Town) NextWake(at time.Time) (time.Time, bool) {
 			see(r.LeaseUntil)
 		}
 	}
-	if len(t.ix.delayed) > 0 {
+	if t.info.Mode == ModeImporting {
+		if in := t.info.Import; in != nil {
+			see(in.Until)
+		}
+	} else if len(t.ix.delayed) > 0 {
 		see(t.ix.delayed[0].at)
 	}
 	for _, br := range t.breakers {

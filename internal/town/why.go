@@ -33,6 +33,8 @@ const (
 	waitMerge    = "merge_turn"
 	waitBranch   = "branch"
 	waitRemoving = "removing"
+
+	waitRepository = "repository"
 )
 
 // Reason says how a bead stands and why.
@@ -153,7 +155,9 @@ func (t *Town) rigWaits(r *Rig, now Time) Reason {
 	case t.info.Mode == ModeDeleting:
 		return waits(waitRemoving, "", 0, "the town is being deleted")
 	case t.info.Mode != ModeActive:
-		return waits(waitPause, "", 0, "%s; gastown town resume %s goes on", t.modeText(), t.info.Name)
+		return waits(waitPause, "", 0, "%s%s", t.modeText(), t.resumeHint())
+	case r.State == RigMissing:
+		return waits(waitRepository, r.Name, 0, "the repository of rig %s was not cloned since the import: gastown rig clone %s --town %s", r.Name, r.Name, t.info.Name)
 	case r.State != RigActive:
 		return waits(waitRemoving, r.Name, 0, "rig %s is being removed", r.Name)
 	}
@@ -175,11 +179,22 @@ func (t *Town) rigWaits(r *Rig, now Time) Reason {
 }
 
 func (t *Town) modeText() string {
+	if t.info.Mode == ModeImporting {
+		return "town " + t.info.Name + " is being imported"
+	}
 	verb := "paused"
 	if t.info.Mode == ModeSleeping {
 		verb = "put to sleep"
 	}
 	return fmt.Sprintf("town %s was %s by %s", t.info.Name, verb, t.info.ModeBy)
+}
+
+// resumeHint says how a pause ends; an import ends by itself.
+func (t *Town) resumeHint() string {
+	if t.info.Mode == ModeImporting {
+		return ""
+	}
+	return "; gastown town resume " + t.info.Name + " goes on"
 }
 
 func (t *Town) breakerWait(subject string, now Time) Reason {
@@ -335,7 +350,7 @@ func (t *Town) townText(now Time, w TownReason) string {
 		}
 		switch {
 		case t.info.Mode != ModeActive:
-			b.WriteString("; " + t.modeText() + ": gastown town resume " + t.info.Name + " lets it wake")
+			b.WriteString("; " + t.modeText() + t.resumeHint())
 		case t.broken("sandbox", now):
 			b.WriteString("; " + t.breakerWait("sandbox", now).Text)
 		default:
