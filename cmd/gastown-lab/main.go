@@ -17,6 +17,7 @@ const usage = `usage: gastown-lab <command> [flags]
 
 commands:
   sim    play days of the control plane on a virtual clock, with faults
+  chaos  kill, stop and starve a real server, its runner and its agents, and look at what remains
   load   measure a real server on this machine: idle cost, latency, throughput, memory
   image  build the image of sandboxes in containers from what this machine has
 `
@@ -34,6 +35,8 @@ func run(args []string, out, errOut io.Writer) int {
 		return runSim(args[1:], out, errOut)
 	case "runner": // what the server of "load memory" starts in its sandboxes
 		return runFakeRunner(errOut)
+	case "chaos":
+		return runChaos(args[1:], out, errOut)
 	case "load":
 		return runLoad(args[1:], out, errOut)
 	case "image":

@@ -62,6 +62,7 @@ type Server struct {
 	ReadyMS float64 // from the start of the process until it answered that it is ready
 
 	cmd   *exec.Cmd
+	begun time.Time
 	ended chan struct{} // closed when the process is gone
 	http  *http.Client
 }
@@ -69,6 +70,18 @@ type Server struct {
 // Serve starts a server on the data directory and waits until it is ready. Its
 // log goes to DATA/server.log.
 func (p *Place) Serve(ctx context.Context, data string, args ...string) (*Server, error) {
+	s, err := p.begin(data, args...)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ready(ctx); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+// begin starts a server and does not wait for it.
+func (p *Place) begin(data string, args ...string) (*Server, error) {
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "making the data directory")
 	}
@@ -77,12 +90,11 @@ func (p *Place) Serve(ctx context.Context, data string, args ...string) (*Server
 		return nil, errs.Wrap(errs.Unavailable, err, "opening the server's log")
 	}
 	defer log.Close()
-	s := &Server{Data: data, ended: make(chan struct{}), http: &http.Client{Timeout: callFor}}
+	s := &Server{Data: data, begun: time.Now(), ended: make(chan struct{}), http: &http.Client{Timeout: callFor}}
 	// Not CommandContext: the server is ended in order, also when ctx has ended.
 	s.cmd = exec.Command(p.Gastown, append([]string{"serve", "--data", data, "--listen", "127.0.0.1:0"}, args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for us
-	begin := time.Now()
 	if err := s.cmd.Start(); err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "starting the server")
 	}
@@ -91,10 +103,6 @@ func (p *Place) Serve(ctx context.Context, data string, args ...string) (*Server
 		_ = s.cmd.Wait()
 		close(s.ended)
 	}()
-	if err := s.ready(ctx); err != nil {
-		return nil, errors.Join(err, s.Stop())
-	}
-	s.ReadyMS = ms(time.Since(begin))
 	return s, nil
 }
 
@@ -110,6 +118,7 @@ func (s *Server) ready(ctx context.Context) error {
 		}
 		if s.URL != "" {
 			if _, err := s.get(ctx, "/readyz"); err == nil {
+				s.ReadyMS = ms(time.Since(s.begun))
 				return nil
 			}
 		}
