@@ -18,9 +18,9 @@ import (
 	"gastown/internal/api"
 )
 
-// testKilledServers kills servers at random moments, before they are ready too,
-// while beads conflict and fail their gates.
-func testKilledServers(t *testing.T, program string) {
+// seedOf is the seed of a random case, which its log names.
+func seedOf(t *testing.T) uint64 {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("GASTOWN_E2E_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
@@ -30,6 +30,13 @@ func testKilledServers(t *testing.T, program string) {
 		seed = n
 	}
 	t.Logf("GASTOWN_E2E_SEED=%d", seed)
+	return seed
+}
+
+// testKilledServers kills servers at random moments, before they are ready too,
+// while beads conflict and fail their gates.
+func testKilledServers(t *testing.T, program string) {
+	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 0))
 	w := newWorld(t, program, "checkpoint.interval=300ms")
 	w.start()

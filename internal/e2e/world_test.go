@@ -48,6 +48,7 @@ func TestServersComeAndGo(t *testing.T) {
 		{"new work moves at once from a town that nobody had in memory", testRearm},
 		{"a killed runner costs no attempt and little work", testKilledRunner},
 		{"a killed agent goes on from its checkpoint", testKilledAgent},
+		{"an interrupted bead loses at most the newest of its files", testNumbers},
 		{"a frozen server does not hold its own silence against a run", testFrozenServer},
 		{"a frozen runner is replaced", testFrozenRunner},
 	} {
