@@ -45,7 +45,7 @@ func (r *Runner) runGates(ctx context.Context, j town.GateJob) {
 	log := r.log.With("bead", j.Bead, "candidate", j.N)
 	req := wire.GatesRequest{Bead: j.Bead, N: j.N, Candidate: j.Candidate, Results: []town.GateRun{}}
 	results, err := r.checkCandidate(ctx, j)
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || r.lostDisk() {
 		log.Info("gates were stopped")
 		return
 	}

@@ -35,6 +35,8 @@ type Runner struct {
 	transcripts *transcripts
 	loopback    *loopback
 	beats       chan time.Duration // the newest interval of heartbeats
+	held        *os.File           // the disk's directory, locked; nil in tests that need no disk
+	diskLost    chan struct{}      // holds a token when the disk was found to be gone
 
 	base  context.Context // ends last: everything local is bounded by it
 	stop  context.CancelFunc
@@ -59,11 +61,12 @@ const (
 	whySignal why = iota // the context ended: SIGTERM
 	whyGone              // the server has a newer generation
 	whySilent            // no contact for too long
+	whyDisk              // the disk was taken away
 )
 
 // Main runs until ctx ends (nil: an orderly end), the server says that this
-// generation is gone (nil), or the server is silent for too long (an error of
-// kind Unavailable). It returns when no agent is left.
+// generation is gone (nil), or the server is silent for too long or the disk is
+// gone (an error of kind Unavailable). It returns when no agent is left.
 func Main(ctx context.Context, cfg Config) error {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -100,6 +103,7 @@ func Main(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	r.held = lock
 	return r.run(ctx, doc)
 }
 
@@ -123,7 +127,7 @@ func greet(ctx context.Context, a *api, cfg Config, stream string) (town.Desired
 }
 
 func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
-	r := &Runner{cfg: cfg, log: cfg.Log, api: a, beats: make(chan time.Duration, 1),
+	r := &Runner{cfg: cfg, log: cfg.Log, api: a, beats: make(chan time.Duration, 1), diskLost: make(chan struct{}, 1),
 		runs: map[runKey]*run{}, gates: map[gateKey]*gateRun{}}
 	for _, d := range []string{"tmp", "outbox"} {
 		// Leftovers of an older boot: its reports are of a generation that is over.
@@ -203,6 +207,11 @@ func (r *Runner) run(ctx context.Context, doc town.Desired) error {
 	wg.Go(func() {
 		if r.watch(ctx) {
 			ends <- whySilent
+		}
+	})
+	wg.Go(func() {
+		if r.watchDisk(ctx) {
+			ends <- whyDisk
 		}
 	})
 
@@ -333,6 +342,8 @@ func (r *Runner) shutdown(reason why) error {
 		end = ending{how: endKill, outcome: town.OutcomeLost, reason: "the generation is gone"}
 	case whySilent:
 		end = ending{how: endLocal, outcome: town.OutcomeLost, reason: "the server is silent"}
+	case whyDisk:
+		end = diskGone()
 	}
 	r.log.Info("the runner ends", "why", end.reason)
 	r.doze()
@@ -356,6 +367,9 @@ func (r *Runner) shutdown(reason why) error {
 		r.stop() // cuts git calls off; agents are closed with what is left
 		<-idle
 		return errs.New(errs.Unavailable, "the runner did not end everything within %s", r.cfg.Timing.Shutdown)
+	}
+	if reason == whyDisk {
+		return errs.New(errs.Unavailable, "the sandbox's disk %s was taken away", r.cfg.Disk)
 	}
 	if reason == whySilent {
 		return errs.New(errs.Unavailable, "the server was silent for %s", r.cfg.Timing.Contact)

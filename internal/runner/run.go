@@ -317,6 +317,9 @@ func (n *run) event(e agent.Event) {
 
 // finish ends the agent, saves its work and reports.
 func (n *run) finish(end ending) {
+	if n.r.lostDisk() {
+		end = diskGone() // whatever went wrong is nobody's fault
+	}
 	n.mu.Lock()
 	sess, saver := n.session, n.saver
 	n.mu.Unlock()

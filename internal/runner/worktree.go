@@ -85,7 +85,9 @@ func (w *worktree) layout(s treeSpec) error {
 			return err
 		}
 	}
-	head := s.start + "\n"
+	// Not the commit itself, which may not be here yet: every other fetch into this
+	// clone would fail at a worktree whose HEAD names what is missing.
+	head := "ref: refs/gastown/unborn\n"
 	if w.branch != "" {
 		head = "ref: refs/heads/" + w.branch + "\n"
 		// A git that was killed may have left the branch locked; nobody else works on it.

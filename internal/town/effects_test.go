@@ -233,7 +233,7 @@ func TestPeopleAreToldOnceOfABreakerThatStaysOpen(t *testing.T) {
 	d := newDriver(t)
 	d.set(Settings{"notify.url": "http://localhost/hook"})
 	for range 9 {
-		d.town.failed(At(d.now), "agent/x", "broke")
+		d.failsAgain("agent/x")
 	}
 	n := d.town.Notices()
 	if len(n) != 1 || n[0].Kind != "breaker.open" || n[0].Subject != "agent/x" {

@@ -23,15 +23,23 @@ func (d *driver) wantEscalations(want ...string) {
 func (d *driver) breaks(subject string) {
 	d.t.Helper()
 	for range noticeFails {
-		d.town.failed(At(d.now), subject, "broke")
+		d.failsAgain(subject)
 	}
 	d.save()
+}
+
+// failsAgain fails a subject whose pause is over, without the time for it.
+func (d *driver) failsAgain(subject string) {
+	if br := d.town.breakers[subject]; br != nil {
+		br.Until = min(br.Until, At(d.now))
+	}
+	d.town.failed(At(d.now), subject, "broke")
 }
 
 func TestAnEscalationIsOnePerCauseAndSubject(t *testing.T) {
 	d := newDriver(t)
 	for range 9 {
-		d.town.failed(At(d.now), "agent/x", "broke")
+		d.failsAgain("agent/x")
 	}
 	d.save()
 	d.wantEscalations("breaker.open agent/x 5")

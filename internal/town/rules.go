@@ -316,12 +316,19 @@ func (t *Town) broken(subject string, now Time) bool {
 
 // failed counts a failure of infrastructure: the pause doubles from
 // infra.backoff_min to infra.backoff_max, with up to a quarter of jitter that is
-// a function of town, subject and count.
+// a function of town, subject and count. What fails while the breaker is open
+// was begun before it opened and tells of the same trouble: eight runs that meet
+// one outage count once.
 func (t *Town) failed(now Time, subject, why string) {
 	br := t.breakers[subject]
 	if br == nil {
 		br = &Breaker{Subject: subject, Since: now}
 		t.breakers[subject] = br
+	}
+	if br.Until > now {
+		br.Last = plain(why, 2000)
+		t.mark(kindBreaker, subject)
+		return
 	}
 	br.Fails++
 	br.Last = plain(why, 2000)

@@ -73,6 +73,7 @@ func TestABreakerDoublesItsPauseUpToALimit(t *testing.T) {
 		if got := town.breakers["agent/x"].Until.Sub(now); got < want || got > want*5/4 {
 			t.Fatalf("pause %d is %s, want %s to %s", i+1, got, want, want*5/4)
 		}
+		now = town.breakers["agent/x"].Until
 	}
 	if town.backoff(3, "agent/x") == town.backoff(3, "agent/y") {
 		t.Error("two subjects pause for the same time: there is no jitter")
@@ -81,6 +82,37 @@ func TestABreakerDoublesItsPauseUpToALimit(t *testing.T) {
 	town.failed(now, "agent/x", "it broke again")
 	if br := town.breakers["agent/x"]; br.Fails != 1 || br.Until.Sub(now) > 38*time.Second {
 		t.Fatalf("after a success the breaker begins with %+v", br)
+	}
+}
+
+// Six agents that lose one disk, or meet one outage, are one failure: each of
+// them doubling the pause would be a quarter of an hour after the first second.
+func TestRunsThatMeetOneOutageOpenABreakerOnce(t *testing.T) {
+	d := newDriver(t)
+	d.rig()
+	var ids []string
+	for _, id := range []string{"web-aaaaa", "web-bbbbb", "web-ccccc", "web-ddddd"} {
+		d.bead(id)
+		ids = append(ids, id)
+	}
+	d.hello()
+	var runs []Run
+	for _, id := range ids {
+		runs = append(runs, d.run(id))
+	}
+	for _, r := range runs {
+		d.report(Report{Kind: ReportEnded, Run: r.ID, Epoch: r.Epoch, Outcome: OutcomeFailed, Class: ClassInfra, Subject: "rig/web",
+			Reason: "the worktree can't be made for " + r.ID})
+	}
+	br := d.town.breakers["rig/web"]
+	if br == nil || br.Fails != 1 || br.Until.Sub(At(d.now)) > 38*time.Second {
+		t.Fatalf("the breaker is %+v", br)
+	}
+	if want := "the worktree can't be made for " + runs[3].ID; br.Last != want {
+		t.Errorf("it says %q, want %q", br.Last, want)
+	}
+	if n := d.count("breaker.open"); n != 1 {
+		t.Errorf("it opened %d times", n)
 	}
 }
 
