@@ -36,6 +36,7 @@ type alarm struct {
 	queued  map[string]bool
 	ticks   int  // under way
 	boot    bool // running towns were not looked at since the last silence
+	budgets bool // towns that wait for a budget were looked at since the process began
 	ran     time.Time
 	idle    idleLooks
 	sweepAt time.Time
@@ -234,10 +235,11 @@ func (h *Hall) listened(c *copyOf) {
 	}
 }
 
-// wakeUp queues all running towns, once after each silence.
+// wakeUp queues all running towns, once after each silence, and at boot those
+// that wait for a budget. A few of them are ticked at a time.
 func (a *alarm) wakeUp(ctx context.Context) error {
 	a.mu.Lock()
-	boot := a.boot
+	boot, budgets := a.boot, a.budgets
 	a.mu.Unlock()
 	if !boot {
 		return nil
@@ -246,9 +248,16 @@ func (a *alarm) wakeUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !budgets { // the limits may have been raised while nothing ran
+		parked, err := a.h.cfg.Store.BudgetTowns(ctx)
+		if err != nil {
+			return err
+		}
+		heads = append(heads, parked...)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.boot = false
+	a.boot, a.budgets = false, true
 	for _, head := range heads {
 		a.addLocked(wanted{id: head.ID})
 	}

@@ -102,7 +102,8 @@ func (h *Hall) columnsOf(t *town.Town, now time.Time) store.Columns {
 
 func columns(c town.Columns) store.Columns {
 	return store.Columns{DueAt: int64(c.DueAt), DesiredRev: c.DesiredRev, Sandbox: string(c.Sandbox), Generation: c.Generation,
-		Wanted: c.Wanted, Open: int64(c.Open), Status: string(c.Mode), IdleMS: c.Idle.Milliseconds()}
+		Wanted: c.Wanted, Open: int64(c.Open), Status: string(c.Mode), IdleMS: c.Idle.Milliseconds(),
+		WaitsBudget: c.Budget}
 }
 
 // slotChange derives what a commit does to the town's slot.

@@ -112,6 +112,7 @@ type Hall struct {
 	state    runState
 
 	alarm alarm
+	day   serverDay
 }
 
 type runState int
@@ -128,6 +129,7 @@ func New(cfg Config) *Hall {
 		watchers: map[string]map[chan struct{}]struct{}{}}
 	h.background, h.cancel = context.WithCancel(context.Background())
 	h.alarm.init(h)
+	h.day.limit = town.ServerBudget(h.cfg.Server)
 	return h
 }
 

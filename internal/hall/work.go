@@ -98,6 +98,11 @@ func (h *Hall) attempt(ctx context.Context, e *entry, batch []*request) verdict 
 		e.copy, tn.fresh = c, true
 	}
 	tn.c, tn.now = e.copy, h.now()
+	day, err := h.today(ctx, tn.now)
+	if err != nil {
+		return tn.failOr(answered, err, batch)
+	}
+	tn.c.t.SetServerDay(day)
 	var views []*request
 	for _, r := range batch {
 		if r.view != nil {
@@ -224,6 +229,7 @@ func (tn *turn) count(com store.Commit) {
 func (tn *turn) done(com store.Commit) {
 	h := tn.h
 	h.metrics.Commits.Add(1)
+	h.day.spent(com.Spend)
 	h.listened(tn.c)
 	tn.answerAll()
 	h.alarm.poke(town.Time(com.Columns.DueAt).Time())
@@ -286,7 +292,8 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 		return false, com, err
 	}
 	com = store.Commit{Town: c.head.ID, Expect: c.head.Version, CommitID: h.cfg.NewID(), At: at, Columns: h.columnsOf(c.t, tn.now),
-		Rows: rows, Ledger: entries, Idem: idem, Rigs: c.rigChanges(changed)}
+		Rows: rows, Ledger: entries, Idem: idem, Rigs: c.rigChanges(changed),
+		Spend: spend(c.t.TakeSpend()), MaxRuns: h.day.limit.Runs}
 	com.Slot = slotChange(c.head.Columns, com.Columns)
 	if slotAsked && com.Columns.Sandbox == store.Asleep {
 		com.Slot = store.SlotRelease
@@ -371,7 +378,11 @@ func (tn *turn) notCommitted(com store.Commit, err error) verdict {
 	case errors.Is(err, store.ErrVersion):
 		h.metrics.Conflicts.Add(1)
 		return again
+	case errors.Is(err, store.ErrBudget):
+		h.day.forget()
+		return again
 	case errors.Is(err, store.ErrUnknown):
+		h.day.forget()
 		h.metrics.Unknown.Add(1)
 		return tn.unknown(com, err)
 	case errs.Is(err, errs.Unavailable), errs.Is(err, errs.NotFound):

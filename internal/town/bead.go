@@ -106,6 +106,8 @@ type RunRecord struct {
 	Outcome    Outcome `json:"outcome"`
 	Class      Class   `json:"class,omitempty"`
 	Reason     string  `json:"reason,omitempty"`
+	Spent      Spend   `json:"spent,omitzero"`
+	Marks      []Mark  `json:"marks,omitempty"`
 }
 
 // Bead is one work item.
@@ -157,6 +159,11 @@ type Bead struct {
 	Runs        []RunRecord `json:"runs,omitempty"`     // newest last, at most maxRunRecords
 	Failures    []Failure   `json:"failures,omitempty"` // newest last, at most maxFailures
 	Refs        bool        `json:"refs,omitempty"`     // the hub holds refs of it
+
+	Spent   Spend  `json:"spent,omitzero"`     // by runs that ended, and gates; counts against its budget
+	Past    Spend  `json:"past,omitzero"`      // the same from before a person reopened it
+	FreshAt Time   `json:"fresh_at,omitempty"` // when a person reopened it
+	Told    string `json:"told,omitempty"`     // the budget whose end people were told of
 }
 
 const (

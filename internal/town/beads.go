@@ -29,6 +29,11 @@ func (t *Town) setStatus(b *Bead, now Time, to BeadStatus, person, why string) {
 	if !to.Terminal() {
 		t.info.Busy = true
 	}
+	if to == BeadOpen {
+		if bud, ok := usedUp(t.beadBudgets(b, now, true)); ok {
+			t.tellBead(b, bud, now)
+		}
+	}
 }
 
 // settleBead closes what people need no longer look at since a bead has moved.
@@ -355,6 +360,7 @@ func (t *Town) reopenBead(now Time, in ReopenBead) error {
 	if err := cleanText("reason", in.Reason, MaxReason); err != nil {
 		return err
 	}
+	t.freshen(b, now)
 	t.edit(b, now, func() {
 		b.Charged, b.Conflicts, b.Losses, b.NotBefore = 0, 0, 0, 0
 		b.Escalated, b.Restarted = false, false

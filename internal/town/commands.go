@@ -22,6 +22,7 @@ func (t *Town) addRig(now Time, in AddRig) error {
 	r.State, r.CreatedAt, r.FetchedAt = RigActive, now, now
 	r.Settings = Settings(nil).merged(in.Rig.Settings, nil)
 	t.rigs[r.Name] = &r
+	clear(t.limits)
 	t.mark(kindRig, r.Name)
 	t.log(now, "rig.added", r.Name, by, "target "+r.Target+" at "+short(r.Tip))
 	return nil
@@ -110,6 +111,7 @@ func (t *Town) setRig(now Time, in SetRig) error {
 		r.Gates = slices.Clone(*in.Gates)
 	}
 	r.Settings = r.Settings.merged(in.Set, in.Unset)
+	clear(t.limits)
 	t.mark(kindRig, r.Name)
 	t.log(now, "rig.set", r.Name, by, settingsText(in.Set, in.Unset))
 	return nil
@@ -207,6 +209,7 @@ func (t *Town) setTown(now Time, in SetTown) error {
 		return err
 	}
 	t.info.Settings = t.info.Settings.merged(in.Set, in.Unset)
+	clear(t.limits)
 	t.mark(kindTown, t.info.ID)
 	t.log(now, "town.set", t.info.Name, by, settingsText(in.Set, in.Unset))
 	return nil

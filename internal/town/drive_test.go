@@ -22,13 +22,15 @@ type driver struct {
 	ledger   []Entry
 	perform  bool
 	quiet    bool
-	conflict map[string]bool // beads whose next candidate conflicts
+	spent    Spend            // given to the server's days
+	days     map[string]Spend // of the server
+	conflict map[string]bool  // beads whose next candidate conflicts
 }
 
 var epoch0 = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 func newDriver(t testing.TB) *driver {
-	d := &driver{t: t, now: epoch0, rows: map[string][]byte{}, conflict: map[string]bool{}, perform: true, stream: "s1"}
+	d := &driver{t: t, now: epoch0, rows: map[string][]byte{}, conflict: map[string]bool{}, days: map[string]Spend{}, perform: true, stream: "s1"}
 	d.town = New("tn1", "acme", "", At(d.now))
 	d.save()
 	return d
@@ -46,6 +48,10 @@ func (d *driver) save() {
 		d.rows[key] = r.Body
 	}
 	d.ledger = append(d.ledger, d.town.Entries()...)
+	for _, s := range d.town.TakeSpend() {
+		d.spent = d.spent.add(s.Spend)
+		d.days[s.Day] = d.days[s.Day].add(s.Spend)
+	}
 }
 
 // reload makes a town from what was saved.
@@ -60,6 +66,7 @@ func (d *driver) reload() *Town {
 	if err != nil {
 		d.t.Fatalf("reload: %v", err)
 	}
+	c.serverDay = d.town.serverDay
 	if len(c.bad) > 0 {
 		d.t.Fatalf("reload quarantined %v", c.bad)
 	}
@@ -70,6 +77,8 @@ func (d *driver) reload() *Town {
 // checks that both end the same.
 func (d *driver) try(in Input) error {
 	d.t.Helper()
+	today := dayOf(At(d.now))
+	d.town.SetServerDay(DaySpend{today, d.days[today]})
 	c := d.reload()
 	err := d.town.Handle(d.now, in)
 	err2 := c.Handle(d.now, in)

@@ -173,7 +173,7 @@ type (
 // Notice is something that people are told.
 type Notice struct {
 	ID      int64  `json:"id"`
-	Kind    string `json:"kind"` // bead.failed, bead.escalated, breaker.open, town.finished
+	Kind    string `json:"kind"` // bead.failed, bead.escalated, budget.reached, breaker.open, town.finished
 	Subject string `json:"subject"`
 	Text    string `json:"text"`
 	At      Time   `json:"at"`
@@ -189,10 +189,11 @@ const maxNoticeTries = 8
 // success or a person resets it.
 type Breaker struct {
 	// sandbox, sandbox.stop, sandbox.inspect, token, rig/<name>, push/<rig>,
-	// gates/<rig>, hub/<rig>, agent/<preset>, merge/<bead>, town
+	// gates/<rig>, hub/<rig>, agent/<preset>, provider/<name>, merge/<bead>, town
 	Subject string `json:"subject"`
 	Fails   int    `json:"fails"`
 	Until   Time   `json:"until"`
 	Last    string `json:"last"`
 	Since   Time   `json:"since"`
+	Limit   bool   `json:"limit,omitempty"` // it is no failure: a provider limits its use until then
 }

@@ -34,7 +34,7 @@ func (t *Town) Handle(at time.Time, in Input) error {
 // whileDeleting lets only what ends a town pass.
 func (t *Town) whileDeleting(in Input) error {
 	switch in.(type) {
-	case Reports, GatesDone, SandboxExited, EffectDone, Unheard, SlotFree, Restored, Tick, DeleteTown, Retry, DropRow, Acknowledge:
+	case Reports, GatesDone, Metered, Limited, ProviderWorks, SandboxExited, EffectDone, Unheard, SlotFree, Restored, Tick, DeleteTown, Retry, DropRow, Acknowledge:
 		return nil
 	case Hello, Verdict, Refused, Exchange:
 		return errs.New(errs.Gone, "town %s is being deleted", t.info.Name)
@@ -106,6 +106,12 @@ func (t *Town) applyMessage(now Time, in Input) error {
 		return t.gatesDone(now, in)
 	case Exchange:
 		return t.exchange(now, in)
+	case Metered:
+		return t.metered(now, in)
+	case Limited:
+		return t.limited(now, in)
+	case ProviderWorks:
+		return t.worksAgain(now, in)
 	case SandboxExited:
 		t.sandboxExited(now, in)
 		return nil

@@ -17,6 +17,7 @@ type index struct {
 	refs            map[string]struct{}            // ended beads whose refs are still in the hub
 	dependents      map[string]map[string]struct{} // by blocker
 	open            int                            // beads that are not terminal
+	ownBudget       int                            // of these, beads with limits of their own
 	runsByRig       map[string]int
 	escalations     map[string][]string // ids by subject, in the order of their numbers
 	openEscalations int
@@ -115,6 +116,9 @@ func (t *Town) place(b *Bead) (shelf, ticket) {
 func (t *Town) shelve(b *Bead) {
 	if !b.Status.Terminal() {
 		t.ix.open++
+		if b.ownBudget() {
+			t.ix.ownBudget++
+		}
 	}
 	s, k := t.place(b)
 	switch s {
@@ -137,6 +141,9 @@ func (t *Town) shelve(b *Bead) {
 func (t *Town) unshelve(b *Bead) {
 	if !b.Status.Terminal() {
 		t.ix.open--
+		if b.ownBudget() {
+			t.ix.ownBudget--
+		}
 	}
 	s, k := t.place(b)
 	switch s {

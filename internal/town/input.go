@@ -167,6 +167,36 @@ type (
 	Exchange struct{ Generation int64 }
 )
 
+// Words of the server's own model gateway, which are trusted. Nothing of them
+// comes from the sandbox but that a request was made.
+type (
+	// Metered says what a run spent since the last report of this meter on it. Seq
+	// rises with each report of a meter on a run; a repeat changes nothing.
+	Metered struct {
+		Run    string
+		Epoch  int64
+		Meter  string
+		Seq    int64
+		Tokens int64
+		Cost   int64 // millionths of a dollar
+	}
+	// Limited says that the provider of a run refused a request because of a rate
+	// limit or a quota, until a time that it stated (0: it stated none).
+	Limited struct {
+		Run      string
+		Epoch    int64
+		Provider string
+		Until    Time
+		Reason   string
+	}
+	// ProviderWorks says that the provider of a run answered it after a limit.
+	ProviderWorks struct {
+		Run      string
+		Epoch    int64
+		Provider string
+	}
+)
+
 // Observations and the passing of time.
 type (
 	// SandboxExited is the driver's word that a generation is gone.
@@ -243,6 +273,9 @@ func (Verdict) input() string       { return "run.verdict" }
 func (Refused) input() string       { return "run.refused" }
 func (GatesDone) input() string     { return "merge.gates" }
 func (Exchange) input() string      { return "token.exchange" }
+func (Metered) input() string       { return "usage" }
+func (Limited) input() string       { return "provider.limited" }
+func (ProviderWorks) input() string { return "provider.works" }
 func (SandboxExited) input() string { return "sandbox.exited" }
 func (EffectDone) input() string    { return "effect.done" }
 func (Unheard) input() string       { return "unheard" }
@@ -254,5 +287,6 @@ func (Tick) input() string          { return "tick" }
 func Inputs() []Input {
 	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Acknowledge{},
 		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, ImportPart{}, FinishImport{}, CloneRig{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
+		Metered{}, Limited{}, ProviderWorks{},
 		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Restored{}, Tick{}}
 }

@@ -56,7 +56,7 @@ func (t *Town) nextMerge(r *Rig, now Time) *Bead {
 		return nil
 	}
 	q := t.ix.review[r.Name]
-	if q == nil {
+	if q == nil || len(*q) == 0 || t.gatesWait(r, now).Kind != "" {
 		return nil
 	}
 	for _, k := range *q {

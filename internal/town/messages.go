@@ -88,6 +88,7 @@ func (t *Town) report(now Time, in Reports, n int64, p Report) {
 			if r := t.runs[l.Run]; r != nil && r.Epoch == l.Epoch && r.Generation == in.Generation {
 				t.renewLease(r, now)
 				idle := min(max(l.IdleMS, 0), int64(7*day/time.Millisecond))
+				idle = r.waitedFor(now, idle)
 				r.IdleMS = idle
 				r.LifeAt = max(r.LifeAt, now-Time(idle))
 			}

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -35,7 +36,7 @@ func TestEveryRandomHistoryKeepsThePromises(t *testing.T) {
 		h := history{rt: rt, d: d}
 		if err := d.try(AddRig{By: "ann", Rig: Rig{Name: "web", Prefix: "web", URL: "/x", Target: "main", Tip: commitName(0),
 			Gates:    []Gate{{Name: "test", Command: "true"}},
-			Settings: Settings{"polecats.per_rig": "2", "merge.mode": rapid.SampledFrom([]string{"direct", "branch"}).Draw(rt, "mode")}}}); err != nil {
+			Settings: Settings{"polecats.per_rig": "2", "provider": rapid.SampledFrom([]string{"", "house"}).Draw(rt, "provider"), "merge.mode": rapid.SampledFrom([]string{"direct", "branch"}).Draw(rt, "mode")}}}); err != nil {
 			rt.Fatal(err)
 		}
 		terminal := map[string]BeadStatus{}
@@ -154,7 +155,11 @@ func (h *history) outcome(e Effect) Input {
 
 func (h *history) command() Input {
 	b := h.someBead()
-	switch h.pick(13) {
+	switch h.pick(15) {
+	case 13:
+		return EditBead{By: "ann", Bead: b, Set: h.budget("bead", map[string]int{"runs": 3, "tokens": 500})}
+	case 14:
+		return SetTown{By: "ann", Set: h.budget("town", map[string]int{"runs": 9, "tokens": 2000, "cost": 3})}
 	case 0, 1, 2, 3:
 		h.n++
 		in := CreateBead{By: "ann", ID: fmt.Sprintf("web-%05d", h.n), Rig: "web", Title: "x", Priority: h.pick(5), Staged: h.pick(5) == 0}
@@ -177,13 +182,40 @@ func (h *history) command() Input {
 	case 10, 11:
 		return Resume{By: "ann", For: time.Duration(h.pick(3)) * time.Minute}
 	}
-	ids := []string{b, "sandbox", "agent/opencode", "rig/web", "gates/web"}
+	ids := []string{b, "provider/house", "sandbox", "agent/opencode", "rig/web", "gates/web"}
 	return Retry{By: "ann", ID: ids[h.pick(len(ids))]}
+}
+
+// budget draws a limit of a scope, or none.
+func (h *history) budget(scope string, most map[string]int) Settings {
+	what := []string{"runs", "tokens", "awake", "cost"}[h.pick(4)]
+	value := strconv.Itoa(h.pick(most[what] + 1))
+	if what == "awake" {
+		value = (time.Duration(h.pick(20)) * time.Minute).String()
+	}
+	return Settings{"budget." + scope + "." + what: value}
+}
+
+// usage draws what a meter says of a run, present or past.
+func (h *history) usage() Input {
+	r := h.someRun()
+	if b := h.d.the2(h.someBead()); len(b.Runs) > 0 && h.pick(3) == 0 {
+		old := b.Runs[h.pick(len(b.Runs))]
+		r = Run{ID: runID(b.ID, old.Epoch), Epoch: old.Epoch}
+	}
+	return Metered{Run: r.ID, Epoch: r.Epoch, Meter: "m", Seq: int64(h.pick(9)), Tokens: int64(h.pick(200)), Cost: int64(h.pick(1_000_000))}
 }
 
 func (h *history) message() Input {
 	d, r := h.d, h.someRun()
-	switch h.pick(8) {
+	switch h.pick(10) {
+	case 8:
+		return h.usage()
+	case 9:
+		if h.pick(3) == 0 {
+			return ProviderWorks{Run: r.ID, Epoch: r.Epoch, Provider: r.Provider}
+		}
+		return Limited{Run: r.ID, Epoch: r.Epoch, Provider: r.Provider, Until: At(d.now.Add(time.Duration(h.pick(4)) * time.Minute)), Reason: "429"}
 	case 0:
 		return Hello{Generation: h.someGen(), Stream: "s1"}
 	case 1:
@@ -203,7 +235,7 @@ func (h *history) message() Input {
 	items := []Report{
 		{Kind: ReportStarted, Run: r.ID, Epoch: r.Epoch, PID: 7},
 		{Kind: ReportEnded, Run: r.ID, Epoch: r.Epoch, Outcome: []Outcome{OutcomeDone, OutcomeExited, OutcomeFailed, OutcomeStopped}[h.pick(4)],
-			Class: []Class{"", ClassWork, ClassInfra}[h.pick(3)], Reason: "ended"},
+			Class: []Class{"", ClassWork, ClassInfra, ClassLimit}[h.pick(4)], Reason: "ended", WaitMS: int64(h.pick(3)) * 100_000},
 		{Kind: ReportCheckpoint, Run: r.ID, Epoch: r.Epoch, Commit: commitName(3), Ref: WipRef(r.Bead, r.Epoch)},
 		{Kind: ReportHeartbeat, Runs: []RunLife{{Run: r.ID, Epoch: r.Epoch, IdleMS: int64(h.pick(4)) * 1_000_000}}},
 		{Kind: ReportDrained}, {Kind: ReportUnsaved, Run: r.ID, Epoch: r.Epoch, Reason: "disk full"},

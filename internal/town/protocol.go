@@ -78,7 +78,7 @@ type ReportKind string
 const (
 	ReportHeartbeat  ReportKind = "heartbeat"   // Runs: what lives in the sandbox
 	ReportStarted    ReportKind = "run_started" // the agent's process was spawned: PID, Session
-	ReportEnded      ReportKind = "run_ended"   // Outcome, Class, Reason, Subject (a breaker's or SubjectKilled, class infra)
+	ReportEnded      ReportKind = "run_ended"   // Outcome, Class, Reason, Subject (a breaker's or SubjectKilled, class infra), WaitMS (class limit)
 	ReportCheckpoint ReportKind = "checkpoint"  // Commit on Ref, TookMS
 	ReportUnsaved    ReportKind = "unsaved"     // a checkpoint failed for Reason; "": they work again
 	ReportNudged     ReportKind = "nudged"      // nudges up to Nudge were delivered
@@ -104,6 +104,7 @@ type Report struct {
 	Ref     string     `json:"ref,omitempty"`
 	TookMS  int64      `json:"took_ms,omitempty"`
 	Nudge   int        `json:"nudge,omitempty"`
+	WaitMS  int64      `json:"wait_ms,omitempty"` // class limit: how long it lasts, as far as the provider said
 	Runs    []RunLife  `json:"runs,omitempty"`
 }
 

@@ -16,6 +16,7 @@ const maxSteps = 200_000
 func (t *Town) settle(now Time) {
 	rules := []func(Time) bool{
 		t.ruleMend, t.ruleClock, t.ruleImport, t.ruleClaims, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
+		t.ruleBudget,
 		t.ruleMerge, t.ruleDispatch, t.driveSandbox,
 	}
 	for step := 0; ; step++ {
@@ -67,6 +68,7 @@ func (t *Town) ruleClock(now Time) bool {
 			t.mark(kindRun, id)
 		}
 		clamp(&r.StopAt, 0, kindRun, id)
+		clamp(&r.WaitUntil, t.duration("sandbox.grace", nil, nil), kindRun, id)
 	}
 	for name, r := range t.rigs {
 		if r.FetchedAt > now.Add(maxClock) {
@@ -83,7 +85,11 @@ func (t *Town) ruleClock(now Time) bool {
 		clamp(&t.beads[id].Merge.CheckedAt, 0, kindBead, id)
 	}
 	for id, br := range t.breakers {
-		clamp(&br.Until, t.duration("infra.backoff_max", nil, nil)*5/4, kindBreaker, id)
+		longest := t.duration("infra.backoff_max", nil, nil) * 5 / 4
+		if br.Limit {
+			longest = max(longest, t.duration("limit.max_wait", nil, nil))
+		}
+		clamp(&br.Until, longest, kindBreaker, id)
 	}
 	for key, c := range t.claims {
 		clamp(&c.Until, maxClaim, kindClaim, key)
@@ -159,6 +165,8 @@ func (t *Town) ruleStuck(now Time) bool {
 		switch {
 		case t.overtime(r, now):
 			t.stopRun(r, now, stopLimit)
+		case now < r.WaitUntil:
+			continue
 		case idle >= t.duration("stuck.restart_after", b, rig):
 			if b.Restarted {
 				t.stopRun(r, now, stopStuckAgain)
@@ -268,8 +276,10 @@ func (t *Town) firstReady(r *Rig, now Time) (*Bead, ticket) {
 	if q == nil {
 		return nil, ticket{}
 	}
-	usual := t.text("agent", nil, r)
-	usualBroken := t.broken("agent/"+usual, now)
+	usualBroken := t.broken("agent/"+t.text("agent", nil, r), now)
+	if p := t.text("provider", nil, r); p != "" && t.broken("provider/"+p, now) {
+		usualBroken = true
+	}
 	for _, k := range *q {
 		b := t.beads[k.id]
 		if b.Settings == nil && usualBroken {
@@ -331,6 +341,7 @@ func (t *Town) failed(now Time, subject, why string) {
 		return
 	}
 	br.Fails++
+	br.Limit = false
 	br.Last = plain(why, 2000)
 	br.Until = now.Add(t.backoff(br.Fails, subject))
 	t.mark(kindBreaker, subject)

@@ -59,6 +59,13 @@ type Run struct {
 
 	Refused int `json:"refused,omitempty"` // how often its evidence was refused
 	Stuck   int `json:"stuck,omitempty"`   // steps of the ladder for stuck agents taken
+
+	// StopClass is limit when it is stopped because something is used up or limited.
+	StopClass Class `json:"stop_class,omitempty"`
+	// WaitUntil is when a limit of its provider ends: until then silence means nothing.
+	WaitUntil Time   `json:"wait_until,omitempty"`
+	Spent     Spend  `json:"spent,omitzero"`
+	Marks     []Mark `json:"marks,omitempty"`
 }
 
 // Nudge is a message to a running agent.

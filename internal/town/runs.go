@@ -38,13 +38,14 @@ func (t *Town) startRun(b *Bead, r *Rig, now Time) {
 	})
 	run := &Run{ID: b.currentRun(), Bead: b.ID, Rig: r.Name, Epoch: b.Epoch, Role: RolePolecat, Agent: a.Name,
 		Preset: t.text("agent", b, r), Provider: t.text("provider", b, r), Model: t.text("model", b, r),
-		State: RunStarting, Base: b.Base, Start: cmp.Or(b.Start, b.Base), Branch: b.Branch, CreatedAt: now}
+		State: RunStarting, Spent: Spend{Runs: 1}, Base: b.Base, Start: cmp.Or(b.Start, b.Base), Branch: b.Branch, CreatedAt: now}
 	run.Told = t.told(b, run)
 	if t.info.Sandbox.State == SandboxAwake {
 		run.Generation = t.info.Sandbox.Generation
 		run.LeaseUntil = now.Add(t.duration("lease", nil, nil))
 	}
 	t.runs[run.ID] = run
+	t.spend(dayOf(now), run.Spent)
 	t.ix.runsByRig[r.Name]++
 	a.Run, a.Bead = run.ID, b.ID
 	t.mark(kindRun, run.ID)
@@ -93,7 +94,7 @@ func (t *Town) stopRun(r *Run, now Time, why string) {
 	}
 	if r.Generation == 0 || !t.info.Sandbox.State.Running() {
 		// No sandbox ever heard of it.
-		t.endRun(r, now, OutcomeStopped, "", why)
+		t.endRun(r, now, OutcomeStopped, r.StopClass, why)
 		return
 	}
 	r.State, r.Stop, r.StopAt = RunDraining, why, now
@@ -108,6 +109,7 @@ func (t *Town) endRun(r *Run, now Time, o Outcome, c Class, reason string) {
 		o, c, reason = r.Verdict, "", ""
 	}
 	reason = plain(reason, MaxReason)
+	t.bookUntil(now)
 	delete(t.runs, r.ID)
 	t.ix.runsByRig[r.Rig]--
 	t.mark(kindRun, r.ID)
@@ -115,14 +117,17 @@ func (t *Town) endRun(r *Run, now Time, o Outcome, c Class, reason string) {
 		a.Run, a.Bead = "", ""
 		t.mark(kindAgent, a.ID)
 	}
-	t.log(now, "run.ended", r.ID, "", reason, "bead", r.Bead, "agent", r.Agent, "outcome", string(o), "class", string(c))
+	t.log(now, "run.ended", r.ID, "", reason, "bead", r.Bead, "agent", r.Agent, "outcome", string(o), "class", string(c),
+		"tokens", nonZero(r.Spent.Tokens), "cost_micros", nonZero(r.Spent.Cost))
 	b := t.beads[r.Bead]
 	if b == nil {
 		return
 	}
 	t.edit(b, now, func() {
 		b.Runs = append(slices.Clone(b.Runs), RunRecord{Epoch: r.Epoch, Agent: r.Agent, Preset: r.Preset, Generation: r.Generation,
-			StartedAt: r.CreatedAt, SpawnedAt: r.SpawnedAt, EndedAt: now, Outcome: o, Class: c, Reason: clip(reason, 1000)})
+			StartedAt: r.CreatedAt, SpawnedAt: r.SpawnedAt, EndedAt: now, Outcome: o, Class: c, Reason: clip(reason, 1000),
+			Spent: r.Spent, Marks: r.Marks})
+		t.settleRun(r, b)
 		b.Runs = b.Runs[max(0, len(b.Runs)-maxRunRecords):]
 	})
 	if b.Status != BeadInProgress || b.Epoch != r.Epoch {
@@ -137,6 +142,13 @@ func (t *Town) endRun(r *Run, now Time, o Outcome, c Class, reason string) {
 		}
 		t.putBack(b, now, o, reason)
 	}
+}
+
+func nonZero(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 // putBack reopens a bead that lost its run through no fault of its own.
@@ -243,6 +255,7 @@ func (t *Town) accept(r *Run, b *Bead, now Time, in Verdict) {
 	})
 	t.proved(now, "sandbox")
 	t.proved(now, "agent/"+r.Preset)
+	t.providerWorks(now, limitSubject(r))
 	switch in.Kind {
 	case VerdictDone:
 		r.Verdict = OutcomeDone
@@ -301,7 +314,7 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 	o, c, reason := p.Outcome, p.Class, cmp.Or(p.Reason, "the agent ended")
 	if r.Stop != "" {
 		// It was asked to stop: why is known better here.
-		if o == OutcomeStopped || c != ClassWork {
+		if o == OutcomeStopped || c != ClassWork || r.StopClass == ClassLimit {
 			t.endStopped(r, now)
 			return
 		}
@@ -318,6 +331,11 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 	default:
 		// A verdict that never arrived, or an outcome of a newer runner.
 		o, c = OutcomeExited, ClassWork
+	}
+	if c == ClassLimit && r.Verdict == "" {
+		t.limitHit(now, r, statedEnd(now, p.WaitMS), reason)
+		t.endRun(r, now, OutcomeStopped, ClassLimit, reason)
+		return
 	}
 	if c == ClassInfra && p.Subject == SubjectKilled && r.Verdict == "" {
 		t.agentKilled(r, now, reason)
@@ -371,7 +389,7 @@ func (t *Town) endStopped(r *Run, now Time) {
 		t.endRun(r, now, OutcomeExited, ClassWork, r.Stop)
 		return
 	}
-	t.endRun(r, now, OutcomeStopped, "", r.Stop)
+	t.endRun(r, now, OutcomeStopped, r.StopClass, r.Stop)
 }
 
 const (

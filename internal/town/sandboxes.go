@@ -81,11 +81,21 @@ func (t *Town) wanted(now Time) bool {
 	if t.info.Mode == ModeSleeping || t.info.Mode == ModeDeleting || t.info.Mode == ModeImporting {
 		return false
 	}
+	s := &t.info.Sandbox
+	if _, over := t.parked(now); over {
+		return len(t.runs) > 0 || t.gatesUnderWay()
+	}
 	if t.hasHold(now) {
 		return true
 	}
-	s := &t.info.Sandbox
 	return (s.State == SandboxAwake || s.State == SandboxStarting) && now < t.graceEnd()
+}
+
+// gatesUnderWay reports whether gates are being checked in a sandbox that is up:
+// they finish when a budget is used up, but nothing is started for them.
+func (t *Town) gatesUnderWay() bool {
+	s := t.info.Sandbox.State
+	return len(t.gating()) > 0 && (s == SandboxStarting || s == SandboxAwake || s == SandboxDraining)
 }
 
 func (t *Town) hasHold(now Time) bool {
@@ -137,7 +147,7 @@ func (t *Town) driveSandbox(now Time) bool {
 	case SandboxStarting:
 		switch {
 		case !want:
-			t.setSandbox(now, SandboxStopping, t.stopText())
+			t.setSandbox(now, SandboxStopping, t.stopText(now))
 			return true
 		case now >= s.HelloBy:
 			t.wedge(now, "it did not say hello in time")
@@ -147,7 +157,7 @@ func (t *Town) driveSandbox(now Time) bool {
 		if !want {
 			s.DrainBy, s.Drained = now.Add(t.duration("sandbox.drain_timeout", nil, nil)), false
 			t.setSandbox(now, SandboxDraining, "")
-			t.log(now, "sandbox.draining", t.info.Name, "", t.stopText())
+			t.log(now, "sandbox.draining", t.info.Name, "", t.stopText(now))
 			t.drainRuns(now)
 			return true
 		}
@@ -160,7 +170,7 @@ func (t *Town) driveSandbox(now Time) bool {
 			return true
 		case s.Drained || now >= s.DrainBy:
 			t.dropRuns(now, OutcomeStopped, "", stopDrain)
-			t.setSandbox(now, SandboxStopping, t.stopText())
+			t.setSandbox(now, SandboxStopping, t.stopText(now))
 			return true
 		}
 	case SandboxStopping, SandboxWedged:
@@ -170,13 +180,16 @@ func (t *Town) driveSandbox(now Time) bool {
 }
 
 // stopText says why the sandbox is not wanted.
-func (t *Town) stopText() string {
+func (t *Town) stopText(now Time) string {
 	switch t.info.Mode {
 	case ModeSleeping:
 		return "put to sleep by " + t.info.ModeBy
 	case ModeDeleting:
 		return "the town is being deleted"
 	case ModeActive, ModePaused, ModeImporting:
+	}
+	if b, over := t.parked(now); over {
+		return t.budgetText(b, "")
 	}
 	return "nothing to do since " + t.info.Sandbox.LastHoldWas + " ended"
 }
@@ -295,11 +308,11 @@ func (t *Town) sandboxGone(now Time, why string) {
 	case SandboxAsleep, SandboxQueued:
 		return
 	case SandboxStopping, SandboxWedged:
-		t.setSandbox(now, SandboxAsleep, cmp.Or(s.StopReason, t.stopText()))
+		t.setSandbox(now, SandboxAsleep, cmp.Or(s.StopReason, t.stopText(now)))
 	case SandboxDraining:
 		if s.Drained {
 			t.dropRuns(now, OutcomeStopped, "", stopDrain)
-			t.setSandbox(now, SandboxAsleep, t.stopText())
+			t.setSandbox(now, SandboxAsleep, t.stopText(now))
 			break
 		}
 		t.sandboxLost(now, why)

@@ -39,6 +39,8 @@ const (
 	kindMode
 	kindIdentity
 	kindURL // http or https, or empty
+	kindMoney
+	kindPeriod
 )
 
 // Setting describes one key.
@@ -70,6 +72,19 @@ var table = []Setting{
 	{"alarm.active_interval", "5s", townUp, "how often an awake town is looked at", kindDuration, 50, ms(time.Hour)},
 	{"alarm.idle_interval", "5m", townUp, "how often an asleep town is looked at, read-only", kindDuration, 100, ms(day)},
 	{"branch.poll_interval", "5m", rigUp, "mode branch: how often the target is checked for the work", kindDuration, 100, ms(day)},
+	{"budget.bead.awake", "0", everywhere, "awake time that runs and gates of one bead may use; 0 is no limit", kindDuration, 0, ms(10 * 365 * day)},
+	{"budget.bead.cost", "0", everywhere, "dollars that one bead may cost; 0 is no limit", kindMoney, 0, 0},
+	{"budget.bead.runs", "0", everywhere, "runs that may be started for one bead; 0 is no limit", kindInt, 0, 1_000_000_000},
+	{"budget.bead.tokens", "0", everywhere, "tokens that one bead may use; 0 is no limit", kindInt, 0, 1_000_000_000_000_000},
+	{"budget.server.awake", "0", serverOnly, "awake time of all sandboxes together in a day; 0 is no limit", kindDuration, 0, ms(10 * 365 * day)},
+	{"budget.server.cost", "0", serverOnly, "dollars that all towns together may cost in a day; 0 is no limit", kindMoney, 0, 0},
+	{"budget.server.runs", "0", serverOnly, "runs that all towns together may start in a day; 0 is no limit", kindInt, 0, 1_000_000_000},
+	{"budget.server.tokens", "0", serverOnly, "tokens that all towns together may use in a day; 0 is no limit", kindInt, 0, 1_000_000_000_000_000},
+	{"budget.town.awake", "0", townUp, "awake time of the sandbox of a town in a period; 0 is no limit", kindDuration, 0, ms(10 * 365 * day)},
+	{"budget.town.cost", "0", townUp, "dollars that a town may cost in a period; 0 is no limit", kindMoney, 0, 0},
+	{"budget.town.period", "day", townUp, "what the budget of a town is for: day, month (both in UTC) or total", kindPeriod, 0, 0},
+	{"budget.town.runs", "0", townUp, "runs that a town may start in a period; 0 is no limit", kindInt, 0, 1_000_000_000},
+	{"budget.town.tokens", "0", townUp, "tokens that a town may use in a period; 0 is no limit", kindInt, 0, 1_000_000_000_000_000},
 	{"checkpoint.interval", "45s", rigUp, "how often work in progress leaves the sandbox", kindDuration, 100, ms(time.Hour)},
 	{"checkpoint.max_file_mb", "50", rigUp, "larger untracked files are left out of checkpoints", kindInt, 1, 4096},
 	{"commit.author", "Gastown <gastown@localhost>", rigUp, "author of merge commits and of agents' commits", kindIdentity, 0, 0},
@@ -81,6 +96,7 @@ var table = []Setting{
 	{"infra.backoff_min", "30s", townUp, "first pause after a failure of infrastructure; doubles", kindDuration, 1, ms(day)},
 	{"lease", "90s", townUp, "how long a run or a sandbox may be silent", kindDuration, 500, ms(time.Hour)},
 	{"ledger.retention", "0", serverOnly, "how long the history of a town is kept; 0 is for ever", kindDuration, 0, ms(10 * 365 * day)},
+	{"limit.max_wait", "24h", townUp, "longest pause for the rate limit or quota of a model provider, whatever it states", kindDuration, 1000, ms(7 * day)},
 	{"max_awake", "20", serverOnly, "sandboxes that may be awake at once", kindInt, 1, 1_000_000},
 	{"max_starting", "4", serverOnly, "sandboxes that may be starting at once", kindInt, 1, 1_000_000},
 	{"merge.max_conflicts", "20", rigUp, "conflicts with newer commits after which a bead fails", kindInt, 1, 1000},
@@ -171,6 +187,14 @@ func (s Setting) check(value string) error {
 	case kindMode:
 		if m := MergeMode(value); m != ModeDirect && m != ModeBranch {
 			return bad("direct or branch")
+		}
+	case kindMoney:
+		if _, ok := parseMoney(value); !ok {
+			return bad("dollars, such as 12.50")
+		}
+	case kindPeriod:
+		if value != "day" && value != "month" && value != "total" {
+			return bad("day, month or total")
 		}
 	case kindIdentity:
 		if _, _, ok := SplitIdentity(value); !ok {

@@ -37,7 +37,9 @@ type Info struct {
 	// Poison is what sandboxes sent and could not be taken, PoisonN how many.
 	Poison  []Poison `json:"poison,omitempty"`
 	PoisonN int64    `json:"poison_n,omitempty"`
-	Busy    bool     `json:"busy,omitempty"` // had beads that were not terminal since it last finished its work
+	// Told says by scope of which budget's end people were told.
+	Told map[string]string `json:"told,omitempty"`
+	Busy bool              `json:"busy,omitempty"` // had beads that were not terminal since it last finished its work
 }
 
 // Town is the state of one town. Make one with New or Decode.
@@ -54,6 +56,9 @@ type Town struct {
 	usage    map[string]*Usage // by day
 
 	escalations map[string]*Escalation
+	serverDay   DaySpend         // what all towns spent today; not part of the state
+	delta       map[string]Spend // by day: spent since the last TakeSpend
+	limits      map[string]Spend // budgets of the town, the server and rigs, until a setting changes
 
 	ix      index
 	dirty   map[rowKey]struct{}
@@ -91,11 +96,15 @@ func empty() *Town {
 		claims: map[string]*Claim{}, breakers: map[string]*Breaker{}, notices: map[int64]*Notice{}, usage: map[string]*Usage{},
 		escalations: map[string]*Escalation{},
 		dirty:       map[rowKey]struct{}{}, ix: newIndex(), odd: map[rowKey]string{}, raw: map[rowKey][]byte{},
+		delta: map[string]Spend{}, limits: map[string]Spend{},
 	}
 }
 
 // SetServer gives the server's defaults for settings. They are not stored with the town.
-func (t *Town) SetServer(s Settings) { t.server = s }
+func (t *Town) SetServer(s Settings) {
+	t.server = s
+	clear(t.limits)
+}
 
 // Info returns the town's own row.
 func (t *Town) Info() Info { return t.info }

@@ -28,7 +28,7 @@ type Meter struct {
 	Holds []string `json:"holds,omitempty"`
 }
 
-// Usage is the awake time of one day in UTC, in milliseconds.
+// Usage is what a town used on one day in UTC; times are in milliseconds.
 type Usage struct {
 	Day      string           `json:"day"` // 2006-01-02
 	Starting int64            `json:"starting_ms"`
@@ -37,6 +37,10 @@ type Usage struct {
 	Draining int64            `json:"draining_ms"`
 	Stopping int64            `json:"stopping_ms"`
 	Holds    map[string]int64 `json:"holds,omitempty"` // by hold; they may overlap
+
+	Runs   int64 `json:"runs,omitempty"` // started
+	Tokens int64 `json:"tokens,omitempty"`
+	Cost   int64 `json:"cost_micros,omitempty"` // millionths of a dollar
 }
 
 // Awake is the awake time of the day in all phases.
@@ -68,25 +72,26 @@ func (t *Town) phase(now Time) (Phase, []string) {
 	return PhaseNone, nil
 }
 
-// meter books awake time whenever what it is for changes.
+// meter books awake time whenever what it is for changes, and now and then
+// while it does not, with rows that are written anyway.
 func (t *Town) meter(now Time) {
 	phase, holds := t.phase(now)
 	m := &t.info.Meter
 	if phase == m.Phase && slices.Equal(holds, m.Holds) {
+		if phase != PhaseNone && now.Sub(m.Since) >= bookEach && len(t.dirty) > 0 {
+			t.bookUntil(now)
+		}
 		return
 	}
 	at := now
 	if last := t.info.Sandbox.LastHold; phase == PhaseGrace && last >= m.Since && last != 0 {
 		at = min(last, now) // the hold ended by itself before anyone looked
 	}
-	for _, u := range split(*m, at) {
-		t.book(u)
-	}
+	t.bookUntil(at)
 	*m = Meter{Since: at, Phase: phase, Holds: holds}
 	if phase == PhaseNone {
 		m.Since = 0
 	}
-	t.mark(kindTown, t.info.ID)
 }
 
 // maxStay bounds what is booked at once: a longer stay is a damaged row.
@@ -127,13 +132,9 @@ func split(m Meter, until Time) []Usage {
 }
 
 func (t *Town) book(u Usage) {
-	have := t.usage[u.Day]
-	if have == nil {
-		have = &Usage{Day: u.Day}
-		t.usage[u.Day] = have
-	}
-	have.add(u)
+	t.usageOf(u.Day).add(u)
 	t.info.Sandbox.AwakeMS += u.Awake()
+	t.delta[u.Day] = t.delta[u.Day].add(Spend{AwakeMS: u.Awake()})
 	t.mark(kindUsage, u.Day)
 }
 
@@ -154,7 +155,7 @@ func (u *Usage) add(o Usage) {
 	}
 }
 
-// Usage returns the awake time by day, the oldest first, up to now.
+// Usage returns what was used by day, the oldest first, up to now.
 func (t *Town) Usage(at time.Time) []Usage {
 	days := map[string]*Usage{}
 	for d, u := range t.usage {

@@ -11,6 +11,7 @@ type Columns struct {
 	Wanted     bool  // a hold or a grace wants the sandbox, and nothing keeps it from starting
 	Open       int64 // beads that are not terminal
 	Mode       Mode
+	Budget     bool          // work waits for a budget
 	Idle       time.Duration // the town's own alarm.idle_interval; 0 = the server's
 }
 
@@ -18,7 +19,7 @@ type Columns struct {
 func (t *Town) Columns(at time.Time) Columns {
 	c := Columns{DesiredRev: t.info.DesiredRev, Sandbox: t.info.Sandbox.State, Generation: t.info.Sandbox.Generation,
 		Wanted: t.wanted(At(at)) && (t.info.Sandbox.State.Running() || !t.broken("sandbox", At(at))),
-		Open:   int64(t.ix.open), Mode: t.info.Mode, Idle: t.ownIdle()}
+		Open:   int64(t.ix.open), Mode: t.info.Mode, Idle: t.ownIdle(), Budget: t.waitsBudget(At(at))}
 	if w, ok := t.NextWake(at); ok {
 		c.DueAt = At(w)
 	}
@@ -54,15 +55,14 @@ func (t *Town) NextWake(at time.Time) (time.Time, bool) {
 		}
 	}
 	t.sandboxWake(now, see, future)
+	t.budgetWake(now, see)
 	for _, r := range t.runs {
 		if r.State == RunDraining {
 			see(r.StopAt.Add(stopPatience))
-			continue
-		}
-		if r.Generation != 0 {
+		} else if r.Generation != 0 {
 			see(t.runLimit(r))
 		}
-		if t.talking() && !t.silent(now) {
+		if t.talking() && !t.silent(now) && r.LeaseUntil != 0 {
 			see(r.LeaseUntil)
 		}
 	}

@@ -35,6 +35,8 @@ const (
 	waitRemoving = "removing"
 
 	waitRepository = "repository"
+	waitBudget     = "budget"
+	waitLimit      = "limit"
 )
 
 // Reason says how a bead stands and why.
@@ -75,6 +77,9 @@ func (t *Town) why(b *Bead, now Time) Reason {
 	}
 	r := t.rigs[b.Rig]
 	if w := t.bookWaits(b, now); w.Kind != "" {
+		return w
+	}
+	if w := t.beadBudgetWait(b, now); w.Kind != "" {
 		return w
 	}
 	w := t.rigWaits(r, now)
@@ -161,6 +166,9 @@ func (t *Town) rigWaits(r *Rig, now Time) Reason {
 	case r.State != RigActive:
 		return waits(waitRemoving, r.Name, 0, "rig %s is being removed", r.Name)
 	}
+	if w := t.budgetWait(now); w.Kind != "" {
+		return w
+	}
 	for _, subject := range []string{"sandbox", "rig/" + r.Name} {
 		if w := t.breakerWait(subject, now); w.Kind != "" {
 			return w
@@ -202,6 +210,10 @@ func (t *Town) breakerWait(subject string, now Time) Reason {
 		return Reason{}
 	}
 	br := t.breakers[subject]
+	if br.Limit {
+		return waits(waitLimit, subject, br.Until, "%s limits its use until %s (%d times in a row): %s; gastown retry %s --town %s tries now",
+			subject, br.Until, br.Fails, clip(br.Last, 300), subject, t.info.Name)
+	}
 	return waits(waitBreaker, subject, br.Until, "%s failed %d times, next try at %s: %s; gastown retry %s --town %s tries now",
 		subject, br.Fails, br.Until, clip(br.Last, 300), subject, t.info.Name)
 }
@@ -209,6 +221,14 @@ func (t *Town) breakerWait(subject string, now Time) Reason {
 // beadWaits is what keeps one ready bead of a rig that may start from starting.
 func (t *Town) beadWaits(b *Bead, r *Rig, now Time) Reason {
 	if w := t.breakerWait("agent/"+t.text("agent", b, r), now); w.Kind != "" {
+		return w
+	}
+	if p := t.text("provider", b, r); p != "" {
+		if w := t.breakerWait("provider/"+p, now); w.Kind != "" {
+			return w
+		}
+	}
+	if w := t.beadBudgetWait(b, now); w.Kind != "" {
 		return w
 	}
 	if t.cleaning(b, now) || t.runs[b.currentRun()] != nil {
@@ -243,6 +263,9 @@ func (t *Town) whyRun(b *Bead, now Time) Reason {
 		}
 		return w
 	}
+	if w := t.breakerWait(limitSubject(r), now); r.WaitUntil > now && w.Kind == waitLimit {
+		return Reason{State: Active, Kind: "run", Subject: r.ID, Until: r.WaitUntil, Text: fmt.Sprintf("run %s waits: %s", r.ID, w.Text)}
+	}
 	text := fmt.Sprintf("%s works on it: run %s with %s, attempt %d", r.Agent, r.ID, r.Preset, b.Attempt)
 	if r.State == RunDraining && r.Stop != "" {
 		text = fmt.Sprintf("run %s is being stopped: %s", r.ID, r.Stop)
@@ -274,6 +297,9 @@ func (t *Town) whyMerge(b *Bead, now Time) Reason {
 		if w := t.breakerWait("sandbox", now); w.Kind != "" && len(r.Gates) > 0 {
 			return w
 		}
+		if w := t.gatesWait(r, now); w.Kind != "" {
+			return w
+		}
 		if o := t.ix.merging[b.Rig]; o != "" {
 			return waits(waitMerge, o, 0, "waits for its turn to be merged: %s is being merged", o)
 		}
@@ -286,6 +312,9 @@ func (t *Town) whyMerge(b *Bead, now Time) Reason {
 		}
 		return Reason{State: Active, Kind: "merge", Text: "its branch is being pushed upstream"}
 	case MergeGating:
+		if w := t.gatesWait(r, now); w.Kind != "" && !t.gatesUnderWay() {
+			return w
+		}
 		if t.info.Sandbox.State != SandboxAwake {
 			return waits(waitSandbox, "", 0, "its gates wait for the sandbox (%s)", t.info.Sandbox.State)
 		}
@@ -353,6 +382,8 @@ func (t *Town) townText(now Time, w TownReason) string {
 			b.WriteString("; " + t.modeText() + t.resumeHint())
 		case t.broken("sandbox", now):
 			b.WriteString("; " + t.breakerWait("sandbox", now).Text)
+		case t.budgetWait(now).Kind != "":
+			b.WriteString("; " + t.budgetWait(now).Text)
 		default:
 			b.WriteString("; it would wake for a bead that can run, gates on a merge, or gastown wake " + t.info.Name)
 		}

@@ -1,0 +1,81 @@
+package hall
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"gastown/internal/store"
+	"gastown/internal/town"
+)
+
+// dayFresh is how old the known totals of the server's day may be. The limit of
+// runs is checked by the store with each commit; what is measured while things run
+// (awake time, tokens, cost) is known this late.
+const dayFresh = time.Second
+
+// serverDay is what this process knows of the server's budget and its day.
+type serverDay struct {
+	limit town.Spend // 0 where there is no limit; set once
+
+	mu    sync.Mutex // guards all below
+	known store.DaySpend
+	at    time.Time // when it was read; zero: read it again
+}
+
+// today returns what all towns spent on the day of now. Where the server has no
+// budget nothing is read.
+func (h *Hall) today(ctx context.Context, now time.Time) (town.DaySpend, error) {
+	d := &h.day
+	if d.limit == (town.Spend{}) {
+		return town.DaySpend{}, nil
+	}
+	day := now.UTC().Format(time.DateOnly)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if age := now.Sub(d.at); d.at.IsZero() || d.known.Day != day || age > dayFresh || age < 0 {
+		ctx, cancel := storeCtx(ctx)
+		defer cancel()
+		found, err := h.cfg.Store.ServerDays(ctx, day, 1)
+		if err != nil {
+			return town.DaySpend{}, err
+		}
+		d.known, d.at = store.DaySpend{Day: day}, now
+		if len(found) > 0 && found[0].Day == day {
+			d.known = found[0]
+		}
+	}
+	k := d.known
+	return town.DaySpend{Day: k.Day, Spend: town.Spend{Runs: k.Runs, AwakeMS: k.AwakeMS, Tokens: k.Tokens, Cost: k.Cost}}, nil
+}
+
+// spent notes what a commit of this process added.
+func (d *serverDay) spent(all []store.DaySpend) {
+	if d.limit == (town.Spend{}) || len(all) == 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range all {
+		if s.Day == d.known.Day {
+			d.known = d.known.Add(s)
+		}
+	}
+}
+
+// forget makes the next look read the totals again.
+func (d *serverDay) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.at = time.Time{}
+}
+
+// spend turns what a town spent into what the store takes.
+func spend(all []town.DaySpend) []store.DaySpend {
+	out := make([]store.DaySpend, 0, len(all))
+	for _, s := range all {
+		out = append(out, store.DaySpend{Day: s.Day, Runs: min(s.Runs, store.MaxSpend), AwakeMS: min(s.AwakeMS, store.MaxSpend),
+			Tokens: min(s.Tokens, store.MaxSpend), Cost: min(s.Cost, store.MaxSpend)})
+	}
+	return out
+}
