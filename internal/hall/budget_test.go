@@ -76,6 +76,10 @@ func TestReplicasNeverStartMoreRunsThanTheServersDayHas(t *testing.T) {
 			f.must(f.h.Do(t.Context(), id, in))
 			ids, beads = append(ids, id), append(beads, in.ID)
 		}
+		// Both know the day from before, and neither knows of what the other starts.
+		for _, h := range halls {
+			f.must(h.View(t.Context(), ids[0], func(*town.Town, time.Time) error { return nil }))
+		}
 		var all sync.WaitGroup
 		for i := range towns {
 			all.Go(func() {

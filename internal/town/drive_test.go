@@ -49,6 +49,9 @@ func (d *driver) save() {
 	}
 	d.ledger = append(d.ledger, d.town.Entries()...)
 	for _, s := range d.town.TakeSpend() {
+		if d.days == nil {
+			d.days = map[string]Spend{}
+		}
 		d.spent = d.spent.add(s.Spend)
 		d.days[s.Day] = d.days[s.Day].add(s.Spend)
 	}
