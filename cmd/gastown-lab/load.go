@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,6 +23,7 @@ what:
   wake     from sling to the agent's process, asleep and awake
   create   durable bead creations per second over HTTP
   memory   what an awake town with 8 runs costs the server in memory
+  recover  a server with awake towns is killed: how soon the next one has them all again
   town     a town of 10,000 beads: load, one change
   all      all of them, as a table with targets
 
@@ -63,7 +65,7 @@ func runLoad(args []string, out, errOut io.Writer) int {
 		return 2
 	}
 	measure, ok := map[string]func(*loadFlags) func(context.Context, *lab.Place) (any, error){
-		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "town": loadTown, "all": loadAll,
+		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "recover": loadRecover, "town": loadTown, "all": loadAll,
 	}[args[0]]
 	if !ok {
 		fmt.Fprintf(errOut, "gastown-lab load: unknown measurement %q\n%s", args[0], loadUsage)
@@ -172,6 +174,41 @@ func loadMemory(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
 		}
 		return lab.MeasureMemory(ctx, lab.MemoryOptions{Place: p, Towns: *towns, Runs: *runs, Note: f.note})
 	}
+}
+
+func loadRecover(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
+	towns := f.set.Int("towns", 1000, "awake towns; each is a process of some MB")
+	down := f.set.Duration("down", time.Second, "how long no server runs")
+	return func(ctx context.Context, p *lab.Place) (any, error) {
+		if err := errors.Join(within("towns", *towns, 1, 10_000), within("down", int(down.Seconds()), 0, 60)); err != nil {
+			return nil, err
+		}
+		return lab.MeasureRecovery(ctx, lab.RecoveryOptions{Place: p, Towns: *towns, Down: *down, Note: f.note})
+	}
+}
+
+// runFakeServer is what "load recover" starts as its server.
+func runFakeServer(args []string, errOut io.Writer) int {
+	fs := flag.NewFlagSet("serve", flag.ContinueOnError)
+	fs.SetOutput(errOut)
+	data := fs.String("data", "", "the data directory")
+	listen := fs.String("listen", "127.0.0.1:0", "where to listen")
+	settings := map[string]string{}
+	fs.Func("set", "a setting", func(s string) error {
+		key, value, _ := strings.Cut(s, "=")
+		settings[key] = value
+		return nil
+	})
+	if fs.Parse(args) != nil {
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := lab.ServeFake(ctx, *data, *listen, settings); err != nil {
+		fmt.Fprintln(errOut, "gastown-lab serve:", err)
+		return 1
+	}
+	return 0
 }
 
 func runFakeRunner(errOut io.Writer) int {

@@ -33,6 +33,8 @@ func run(args []string, out, errOut io.Writer) int {
 	switch args[0] {
 	case "sim":
 		return runSim(args[1:], out, errOut)
+	case "serve": // the server of "load recover"
+		return runFakeServer(args[1:], errOut)
 	case "runner": // what the server of "load memory" starts in its sandboxes
 		return runFakeRunner(errOut)
 	case "chaos":

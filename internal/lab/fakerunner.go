@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -23,6 +24,12 @@ import (
 // pollFor bounds one long poll, above the server's 30 s.
 const pollFor = 45 * time.Second
 
+// retryMin and retryMax are the real runner's pauses between tries.
+const (
+	retryMin = 100 * time.Millisecond
+	retryMax = 5 * time.Second
+)
+
 // fakeRunner speaks the runner's side of the protocol and runs nothing: each
 // run that it is given lives until it is told to end.
 type fakeRunner struct {
@@ -32,10 +39,12 @@ type fakeRunner struct {
 	stream string
 	sent   int64 // reports that the server took
 	epochs map[string]int64
+	tries  int // calls in a row that failed
 }
 
 // FakeRunner is what runs inside a sandbox in place of `gastown runner`. It
-// ends with ctx, when its generation is over, or when it was drained.
+// ends with ctx, when its generation is over, or when it was drained; a server
+// that goes away is waited for.
 func FakeRunner(ctx context.Context) error {
 	token, err := runner.ReadToken(sandbox.TokenFD)
 	if err != nil {
@@ -54,21 +63,45 @@ func FakeRunner(ctx context.Context) error {
 		return err
 	}
 	for ctx.Err() == nil {
-		if err := r.follow(ctx, doc); err != nil || doc.Drain {
+		if over, err := r.step(ctx, &doc); over || err != nil && !again(err) {
 			return err
+		} else if err == nil {
+			r.tries = 0
+			continue
 		}
-		// A heartbeat falls due while the long poll waits: at most pollFor late, well within a lease.
-		status, err := r.call(ctx, http.MethodGet, wire.PathDesired+"?after="+strconv.FormatInt(doc.Rev, 10), nil, &doc)
-		if err != nil && ctx.Err() == nil {
-			return err
-		}
-		if status == http.StatusNoContent {
-			if err := r.report(ctx, r.beat()); err != nil {
-				return err
-			}
+		r.tries++
+		// The pauses of the real runner.
+		pause := min(retryMin<<min(r.tries, 10), retryMax)
+		if wait(ctx, pause/2+mathrand.N(pause/2)) != nil {
+			return nil
 		}
 	}
 	return nil
+}
+
+// step does what a document says and waits for the next. A server that went
+// away is told first of all that the runs live.
+func (r *fakeRunner) step(ctx context.Context, doc *town.Desired) (over bool, err error) {
+	if r.tries > 0 {
+		if err := r.report(ctx, r.beat()); err != nil {
+			return false, err
+		}
+	}
+	if err := r.follow(ctx, *doc); err != nil || doc.Drain {
+		return err == nil, err
+	}
+	// A heartbeat falls due while the long poll waits: at most pollFor late, well within a lease.
+	status, err := r.call(ctx, http.MethodGet, wire.PathDesired+"?after="+strconv.FormatInt(doc.Rev, 10), nil, doc)
+	if err == nil && status == http.StatusNoContent {
+		err = r.report(ctx, r.beat())
+	}
+	return false, err
+}
+
+// again reports whether a server that failed may answer later.
+func again(err error) bool {
+	kind := errs.KindOf(err)
+	return kind == errs.Unavailable || kind == errs.Overloaded
 }
 
 // follow reports what a document changed: runs begin and end at once.
