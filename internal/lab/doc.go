@@ -9,6 +9,9 @@
 // what an operator would see. Server, client and sandboxes share the machine:
 // latencies contain the cost of the client.
 //
+// RunChaos is the one part that judges: it breaks real processes and says what
+// must not have happened.
+//
 // One measurement at a time; they are not safe to run side by side, because
 // they would measure each other.
 package lab
