@@ -131,13 +131,13 @@ func (c *chaos) begin(ctx context.Context) (err error) {
 		args = append(args, "--set", k+"="+v)
 	}
 	c.keeper = keep(c.o.Place, c.data, args, func(text string) { c.violation("%s", text) })
-	return c.ask(ctx, func(ctx context.Context, api_ *client.Client) error {
-		t, err := api_.CreateTown(ctx, api.CreateTown{Name: chaosTown})
+	return c.ask(ctx, func(ctx context.Context, srv *client.Client) error {
+		t, err := srv.CreateTown(ctx, api.CreateTown{Name: chaosTown})
 		if err != nil {
 			return err
 		}
 		c.town = t.ID
-		_, err = api_.AddRig(ctx, chaosTown, api.AddRig{Name: chaosRig, Prefix: chaosRig, URL: c.remote.url(), Target: "main",
+		_, err = srv.AddRig(ctx, chaosTown, api.AddRig{Name: chaosRig, Prefix: chaosRig, URL: c.remote.url(), Target: "main",
 			Gates: []api.Gate{{Name: "whole", Command: chaosGate}}})
 		return err
 	})

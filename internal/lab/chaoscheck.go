@@ -56,8 +56,8 @@ func (c *chaos) busy(ctx context.Context) string {
 		return strings.Join(open, "; ")
 	}
 	var t api.Town
-	err = c.ask(ctx, func(ctx context.Context, api_ *client.Client) (err error) {
-		t, err = api_.Town(ctx, chaosTown)
+	err = c.ask(ctx, func(ctx context.Context, srv *client.Client) (err error) {
+		t, err = srv.Town(ctx, chaosTown)
 		return err
 	})
 	if err != nil {
@@ -87,8 +87,8 @@ func (c *chaos) untidy(ctx context.Context) string {
 }
 
 func (c *chaos) beads(ctx context.Context) (out []api.Bead, err error) {
-	err = c.ask(ctx, func(ctx context.Context, api_ *client.Client) (err error) {
-		out, err = api_.Beads(ctx, chaosTown, client.BeadQuery{})
+	err = c.ask(ctx, func(ctx context.Context, srv *client.Client) (err error) {
+		out, err = srv.Beads(ctx, chaosTown, client.BeadQuery{})
 		return err
 	})
 	return out, err
@@ -222,8 +222,8 @@ func (c *chaos) held(ctx context.Context, commit string) bool {
 }
 
 func (c *chaos) bead(ctx context.Context, id string) (b api.Bead, err error) {
-	err = c.ask(ctx, func(ctx context.Context, api_ *client.Client) (err error) {
-		b, err = api_.Bead(ctx, id)
+	err = c.ask(ctx, func(ctx context.Context, srv *client.Client) (err error) {
+		b, err = srv.Bead(ctx, id)
 		return err
 	})
 	return b, err
@@ -266,8 +266,8 @@ func (c *chaos) checkFiles(ctx context.Context, beads []api.Bead) error {
 // checkTown takes the last figures, and looks for processes that nobody wants.
 func (c *chaos) checkTown(ctx context.Context, beads []api.Bead) error {
 	var t api.Town
-	err := c.ask(ctx, func(ctx context.Context, api_ *client.Client) (err error) {
-		t, err = api_.Town(ctx, chaosTown)
+	err := c.ask(ctx, func(ctx context.Context, srv *client.Client) (err error) {
+		t, err = srv.Town(ctx, chaosTown)
 		return err
 	})
 	if err != nil {
@@ -299,8 +299,8 @@ func (c *chaos) checkTown(ctx context.Context, beads []api.Bead) error {
 // lostOutput is 1 when a run's transcript says that some of it was lost.
 func (c *chaos) lostOutput(ctx context.Context, bead string, epoch int64) (int, error) {
 	var items []api.TranscriptItem
-	err := c.ask(ctx, func(ctx context.Context, api_ *client.Client) (err error) {
-		items, err = api_.Transcript(ctx, bead, epoch, 0)
+	err := c.ask(ctx, func(ctx context.Context, srv *client.Client) (err error) {
+		items, err = srv.Transcript(ctx, bead, epoch, 0)
 		return err
 	})
 	for _, i := range items {

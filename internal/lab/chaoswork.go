@@ -99,10 +99,8 @@ func (c *chaos) order(ctx context.Context) error {
 		}
 		o := &order{n: n}
 		c.mu.Lock()
-		for _, w := range c.work {
-			if n%5 == 0 && w.n >= n-3 && w.id != "" {
-				o.blocker = w.id
-			}
+		for older := n - 1; n%5 == 0 && o.blocker == "" && older >= n-3; older-- {
+			o.blocker = c.work[older].id // "" while that is not acknowledged
 		}
 		c.work[n] = o
 		c.mu.Unlock()
@@ -215,8 +213,8 @@ func (c *chaos) post(ctx context.Context, key string, body []byte, limit time.Du
 func (c *chaos) watch(ctx context.Context) {
 	for wait(ctx, 300*time.Millisecond) == nil {
 		var beads []api.Bead
-		err := c.ask(ctx, func(ctx context.Context, api_ *client.Client) (err error) {
-			beads, err = api_.Beads(ctx, chaosTown, client.BeadQuery{})
+		err := c.ask(ctx, func(ctx context.Context, srv *client.Client) (err error) {
+			beads, err = srv.Beads(ctx, chaosTown, client.BeadQuery{})
 			return err
 		})
 		if err == nil {
