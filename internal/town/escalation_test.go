@@ -117,9 +117,9 @@ func TestAFlappingBreakerTellsPeopleOnceADay(t *testing.T) {
 	d.perform = false
 	start := d.now
 	for d.now.Sub(start) < 3*day-time.Hour {
-		d.breaks("rig/web")
+		d.breaks("agent/x")
 		d.later(20 * time.Minute)
-		d.town.proved(At(d.now), "rig/web")
+		d.town.proved(At(d.now), "agent/x")
 		d.save()
 		d.later(10 * time.Minute)
 	}
@@ -135,20 +135,20 @@ func TestWhatComesUpAgainAfterAPersonDecidedIsNews(t *testing.T) {
 	d := newDriver(t)
 	d.set(Settings{"notify.url": "http://localhost/hook"})
 	d.perform = false
-	d.breaks("rig/web")
-	d.do(Retry{By: "ann", ID: "rig/web"})
+	d.breaks("agent/x")
+	d.do(Retry{By: "ann", ID: "agent/x"})
 	d.later(time.Minute)
-	d.breaks("rig/web")
+	d.breaks("agent/x")
 	if n := len(d.town.Notices()); n != 2 {
 		t.Fatalf("%d notices", n)
 	}
-	d.wantEscalations("breaker.open rig/web 2")
+	d.wantEscalations("breaker.open agent/x 2")
 }
 
 func TestANoticeThatFailsMakesNoEscalation(t *testing.T) {
 	d := newDriver(t)
 	d.set(Settings{"notify.url": "http://localhost/hook"})
-	d.breaks("rig/web")
+	d.breaks("agent/x")
 	for range maxNoticeTries {
 		e := d.claim("notice/1")
 		d.do(EffectDone{Key: e.Key, ID: e.ID, Err: "no route"})
@@ -157,7 +157,7 @@ func TestANoticeThatFailsMakesNoEscalation(t *testing.T) {
 	if n := d.town.Notices(); len(n) != 1 || !n[0].Dead {
 		t.Fatalf("%+v", n)
 	}
-	d.wantEscalations("breaker.open rig/web 1")
+	d.wantEscalations("breaker.open agent/x 1")
 }
 
 func TestEscalationsAreBounded(t *testing.T) {

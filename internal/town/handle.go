@@ -34,7 +34,7 @@ func (t *Town) Handle(at time.Time, in Input) error {
 // whileDeleting lets only what ends a town pass.
 func (t *Town) whileDeleting(in Input) error {
 	switch in.(type) {
-	case Reports, GatesDone, Metered, Limited, ProviderWorks, SandboxExited, EffectDone, Unheard, SlotFree, Restored, Tick, DeleteTown, Retry, DropRow, Acknowledge:
+	case Reports, GatesDone, Metered, Limited, ProviderWorks, SandboxExited, EffectDone, Unheard, SlotFree, Restored, Tick, DeleteTown, Retry, DropRow, Mend, Acknowledge:
 		return nil
 	case Hello, Verdict, Refused, Exchange:
 		return errs.New(errs.Gone, "town %s is being deleted", t.info.Name)
@@ -62,6 +62,8 @@ func (t *Town) apply(now Time, in Input) error {
 		return t.nudgeBead(now, in)
 	case Retry:
 		return t.retry(now, in)
+	case Mend:
+		return t.mendTown(now, in)
 	case DropRow:
 		return t.dropRow(now, in)
 	case Acknowledge:

@@ -57,6 +57,11 @@ type (
 
 	// DropRow deletes a quarantined row, named kind/id, for good.
 	DropRow struct{ By, Name string }
+	// Mend does what Doctor calls fixable, and notes what was fixed outside.
+	Mend struct {
+		By  string
+		Did []string
+	}
 	// Acknowledge notes that a person saw an escalation. It stays open.
 	Acknowledge struct{ By, ID string }
 
@@ -254,6 +259,7 @@ func (CancelBead) input() string    { return "bead.cancel" }
 func (ReopenBead) input() string    { return "bead.reopen" }
 func (NudgeBead) input() string     { return "bead.nudge" }
 func (Retry) input() string         { return "retry" }
+func (Mend) input() string          { return "doctor.mend" }
 func (DropRow) input() string       { return "row.drop" }
 func (Acknowledge) input() string   { return "escalation.seen" }
 func (AddRig) input() string        { return "rig.add" }
@@ -285,7 +291,7 @@ func (Tick) input() string          { return "tick" }
 
 // Inputs returns one zero value of every input that exists.
 func Inputs() []Input {
-	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Acknowledge{},
+	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Mend{}, Acknowledge{},
 		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, ImportPart{}, FinishImport{}, CloneRig{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
 		Metered{}, Limited{}, ProviderWorks{},
 		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Restored{}, Tick{}}

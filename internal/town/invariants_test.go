@@ -52,6 +52,11 @@ func checkInvariants(t testing.TB, town *Town, now time.Time) {
 	}
 	checkSandbox(t, town, at)
 	checkEscalations(t, town)
+	for _, f := range town.Doctor(now) {
+		if f.Severity == SeverityProblem && f.Check != "row.quarantined" {
+			t.Fatalf("doctor finds %s %s: %s", f.Check, f.Subject, f.What)
+		}
+	}
 	var booked int64
 	for _, u := range town.Usage(now) {
 		booked += u.Awake()

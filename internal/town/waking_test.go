@@ -24,6 +24,7 @@ var wakes = map[string]struct {
 	"bead.reopen":      {true, "work is taken up again"},
 	"bead.nudge":       {false, "mail to nobody running is refused"},
 	"retry":            {true, "a person ends a pause"},
+	"doctor.mend":      {true, "an alarm that was missed let work wait"},
 	"row.drop":         {false, "what can't be read changes nothing, nor does its end"},
 	"escalation.seen":  {false, "a person saw it"},
 	"rig.add":          {false, "a new rig has no beads"},
