@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"gastown/internal/agent"
+	"gastown/internal/doctor"
 	"gastown/internal/errs"
 	"gastown/internal/git/hub"
 	"gastown/internal/hall"
@@ -233,7 +234,9 @@ func (a *App) wire() error {
 		TLSCert:    a.cfg.TLSCert, TLSKey: a.cfg.TLSKey,
 		Git:   a.gitHandler,
 		Ready: a.loopRuns,
-		Log:   a.log,
+		Doctor: doctor.New(doctor.Config{Store: a.store, Hall: a.hall, Hub: a.hub, Driver: a.driver, Isolation: a.driver.Isolation(),
+			TranscriptKeep: a.duration("transcript.retention"), Log: a.log}),
+		Log: a.log,
 	})
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/gateway"
@@ -92,17 +93,28 @@ func (a *App) gitHandler(p gateway.GitPolicy) http.Handler {
 
 // number resolves a server-wide setting.
 func (a *App) number(key string) int {
-	s, err := town.Lookup(key)
-	if err != nil {
-		panic(err) // the key stands in this package
-	}
-	text := s.Default
-	if v, ok := a.cfg.Settings[key]; ok {
-		text = v
-	}
-	n, err := strconv.Atoi(text)
+	n, err := strconv.Atoi(a.setting(key))
 	if err != nil {
 		panic(err) // checked by Config.check, or a default
 	}
 	return n
+}
+
+func (a *App) duration(key string) time.Duration {
+	d, err := time.ParseDuration(a.setting(key))
+	if err != nil {
+		panic(err) // checked by Config.check, or a default
+	}
+	return d
+}
+
+func (a *App) setting(key string) string {
+	s, err := town.Lookup(key)
+	if err != nil {
+		panic(err) // the key stands in this package
+	}
+	if v, ok := a.cfg.Settings[key]; ok {
+		return v
+	}
+	return s.Default
 }

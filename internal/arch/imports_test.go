@@ -24,6 +24,7 @@ var mayImport = map[string][]string{
 	"internal/runner/wire":    {"internal/town"},
 	"internal/hall":           {"internal/errs", "internal/town", "internal/store", "internal/sandbox", "internal/git/hub"},
 	"internal/client":         {"internal/errs", "internal/api"},
+	"internal/doctor":         {"internal/errs", "internal/api", "internal/town", "internal/store", "internal/sandbox", "internal/git/hub"},
 	"internal/arch":           {"internal/town"},
 	"cmd/gastown":             {"internal/cli"},
 }

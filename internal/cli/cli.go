@@ -156,7 +156,7 @@ else GASTOWN_URL and GASTOWN_TOKEN, else GASTOWN_DATA, else the default director
 		a.agentsCmd(), a.providerCmd(),
 		a.townCmd(), a.pauseCmd("sleep", true), a.wakeCmd(), a.usageCmd(), a.ledgerCmd(), a.sandboxCmd(),
 		a.rigCmd(),
-		a.slingCmd(), a.beadCmd(), a.readyCmd(), a.whyCmd(), a.runsCmd(), a.logsCmd(), a.diffCmd(), a.nudgeCmd(), a.retryCmd(), a.escalationsCmd(),
+		a.slingCmd(), a.beadCmd(), a.readyCmd(), a.whyCmd(), a.runsCmd(), a.logsCmd(), a.diffCmd(), a.nudgeCmd(), a.retryCmd(), a.escalationsCmd(), a.doctorCmd(),
 	)
 	return root
 }

@@ -22,6 +22,7 @@ type request struct {
 	stored  *store.Head                    // what an alarm found in the town's row; nil: nothing odd
 	slot    bool                           // the town may hold a slot that nobody knows of
 	noSlot  bool                           // the town runs and seems to hold no slot
+	write   bool                           // the row is written even if nothing but its alarm differs
 
 	own bool // the hall's: not counted against the queue's length
 

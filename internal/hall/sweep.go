@@ -220,3 +220,17 @@ func (h *Hall) Exited(ref sandbox.Ref) {
 		h.cfg.Log.Warn("the end of a sandbox could not be recorded", "town", ref.Town, "generation", ref.Generation, "err", err)
 	}
 }
+
+// Repair hands an input to a town together with what its row says now, so that a
+// column that differs from the state is written anew, and settles its slot: a
+// sleeping town keeps none. noSlot says that it runs and holds none.
+func (h *Hall) Repair(ctx context.Context, townID string, in town.Input, noSlot bool) error {
+	c, cancel := storeCtx(ctx)
+	head, err := h.cfg.Store.Head(c, townID)
+	cancel()
+	if err != nil {
+		return err
+	}
+	running := town.SandboxState(head.Sandbox).Running()
+	return h.submit(ctx, townID, &request{in: in, stored: &head, slot: !running, noSlot: noSlot && running, write: true})
+}

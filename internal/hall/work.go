@@ -261,7 +261,7 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 	at := int64(town.At(tn.now))
 	var idem []store.Idem
 	tn.ticks = true
-	slotAsked, noSlot := false, false
+	slotAsked, noSlot, write := false, false, false
 	for _, r := range tn.ask {
 		if r.due != 0 {
 			c.head.DueAt = r.due
@@ -269,7 +269,7 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 		if r.stored != nil && r.stored.Version == c.head.Version {
 			c.head.Columns = r.stored.Columns // so that what differs is written
 		}
-		slotAsked, noSlot = slotAsked || r.slot, noSlot || r.noSlot
+		slotAsked, noSlot, write = slotAsked || r.slot, noSlot || r.noSlot, write || r.write
 		if _, tick := r.in.(town.Tick); !tick {
 			tn.ticks = false
 		}
@@ -303,7 +303,7 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 	}
 	dirty = len(rows)+len(entries)+len(idem) > 0 || com.Slot != store.SlotKeep || com.Columns != c.head.Columns
 	soon := tn.ticks || c.head.DueAt <= com.Columns.DueAt
-	if dirty && soon && onlyDue(com, c.head.Columns) && (c.running() || h.busy(tn.e)) {
+	if dirty && !write && soon && onlyDue(com, c.head.Columns) && (c.running() || h.busy(tn.e)) {
 		dirty = false // it is looked at in memory until then; c.head says what is stored
 	}
 	return dirty, com, nil

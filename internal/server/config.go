@@ -98,6 +98,8 @@ type Config struct {
 	AdminToken string // at least 16 bytes
 	// Git makes the handler of git requests; may be nil (404).
 	Git func(gateway.GitPolicy) http.Handler
+	// Doctor examines the server; may be nil (503).
+	Doctor Doctor
 	// Ready says why the loop that watches alarms does not run; may be nil.
 	Ready func(ctx context.Context) error
 	// Metrics are the hall's counters; may be nil.

@@ -70,6 +70,7 @@ func New(cfg Config) (*Server, error) {
 	s.registerServer()
 	s.registerTowns()
 	s.registerEscalations()
+	s.registerDoctor()
 	s.registerRigs()
 	s.registerBeads()
 	s.registerHistory()

@@ -1,7 +1,12 @@
 package hub
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -112,4 +117,53 @@ func (h *Hub) Maintain(ctx context.Context, id ID) error {
 		{Key: "gc.auto", Value: "2000"}, {Key: "gc.autoDetach", Value: "false"}, {Key: "gc.pruneExpire", Value: "2.weeks.ago"},
 	}})
 	return err
+}
+
+// BeadRefs lists the references that belong to beads: checkpoints, candidates
+// and agents' branches. A repository without any is told from its files alone,
+// so that many can be looked at.
+func (h *Hub) BeadRefs(ctx context.Context, id ID) ([]BeadRef, error) {
+	dir, err := h.Path(id)
+	if err != nil {
+		return nil, err
+	}
+	if !mayHoldBeads(dir) {
+		return nil, nil
+	}
+	refs, err := h.refs(ctx, dir, "refs/gastown/", "refs/heads/gt/")
+	if err != nil {
+		return nil, err
+	}
+	var out []BeadRef
+	for name := range refs {
+		parts := strings.Split(name, "/")
+		switch {
+		case len(parts) == 5 && parts[1] == "gastown": // refs/gastown/wip/<bead>/<n>
+			out = append(out, BeadRef{Name: name, Bead: parts[3]})
+		case len(parts) == 5 && parts[1] == "heads": // refs/heads/gt/<agent>/<bead>
+			out = append(out, BeadRef{Name: name, Bead: parts[4], Branch: strings.TrimPrefix(name, "refs/heads/")})
+		}
+	}
+	slices.SortFunc(out, func(a, b BeadRef) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// BeadRef is a reference that belongs to a bead.
+type BeadRef struct {
+	Name   string
+	Bead   string
+	Branch string // of an agent, without refs/heads/; "" for others
+}
+
+// mayHoldBeads looks for such references in the files of a repository. A wrong
+// yes costs a call of git.
+func mayHoldBeads(dir string) bool {
+	for _, sub := range []string{"refs/gastown/wip", "refs/gastown/merge", "refs/heads/gt"} {
+		if found, err := os.ReadDir(filepath.Join(dir, sub)); err == nil && len(found) > 0 {
+			return true
+		}
+	}
+	packed, err := os.ReadFile(filepath.Join(dir, "packed-refs"))
+	return err == nil && (bytes.Contains(packed, []byte(" refs/gastown/")) || bytes.Contains(packed, []byte(" refs/heads/gt/"))) ||
+		err != nil && !errors.Is(err, fs.ErrNotExist)
 }
