@@ -129,13 +129,15 @@ func (t *Town) ruleBackoffOver(now Time) bool {
 }
 
 // ruleLeases ends runs whose lease is over although their sandbox talks, and
-// runs that were asked to end and did not.
+// runs that were asked to end and did not. While a sandbox is silent nothing is
+// known of its runs: what becomes of them is decided with it.
 func (t *Town) ruleLeases(now Time) bool {
 	moved := false
-	talks := (t.info.Sandbox.State == SandboxAwake || t.info.Sandbox.State == SandboxDraining) && !t.silent(now)
+	silent := t.silent(now)
+	talks := t.talking() && !silent
 	for _, r := range t.sortedRuns() {
 		switch {
-		case r.State == RunDraining && now >= r.StopAt.Add(stopPatience):
+		case r.State == RunDraining && !silent && now >= r.StopAt.Add(stopPatience):
 			if r.Stop != "" {
 				t.endStopped(r, now)
 			} else {
@@ -158,7 +160,7 @@ func (t *Town) ruleStuck(now Time) bool {
 	moved := false
 	for _, r := range t.sortedRuns() {
 		b, rig := t.beads[r.Bead], t.rigs[r.Rig]
-		if r.State == RunDraining || r.Generation == 0 || b == nil {
+		if r.State == RunDraining || r.Generation == 0 || b == nil || t.silent(now) {
 			continue
 		}
 		idle := time.Duration(r.IdleMS) * time.Millisecond

@@ -206,7 +206,7 @@ func (t *Town) verdict(now Time, in Verdict) error {
 	if b != nil && b.LastCall != nil && *b.LastCall == (Call{Epoch: in.Epoch, ID: in.CallID}) && runID(bead, in.Epoch) == in.Run {
 		return nil
 	}
-	if r == nil || b == nil || r.Epoch != in.Epoch || r.Generation != in.Generation {
+	if r == nil || b == nil || r.Epoch != in.Epoch || r.Generation != in.Generation || t.current(in.Generation) != nil {
 		return errs.New(errs.Gone, "run %s, epoch %d, is not current: stop working on it", clip(in.Run, 60), in.Epoch)
 	}
 	if r.State == RunDraining || b.Status != BeadInProgress {
@@ -385,6 +385,12 @@ func (t *Town) agentKilled(r *Run, now Time, reason string) {
 
 // endStopped ends a run that was asked to stop.
 func (t *Town) endStopped(r *Run, now Time) {
+	if r.Stop == stopLimit && r.SpawnedAt == 0 {
+		why := "its agent was not started within its time limit"
+		t.failed(now, "agent/"+r.Preset, why)
+		t.endRun(r, now, OutcomeFailed, ClassInfra, why)
+		return
+	}
 	if r.Stop == stopLimit || r.Stop == stopStuckAgain || r.Stop == stopRefused {
 		t.endRun(r, now, OutcomeExited, ClassWork, r.Stop)
 		return

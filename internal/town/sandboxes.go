@@ -219,7 +219,7 @@ func (t *Town) dropRuns(now Time, o Outcome, c Class, why string) {
 			continue // it was never given to this sandbox: it waits for the next one
 		}
 		class := c
-		if b := t.beads[r.Bead]; b != nil && o == OutcomeLost && r.SpawnedAt != 0 {
+		if b := t.beads[r.Bead]; b != nil && o == OutcomeLost && r.SpawnedAt != 0 && r.Verdict == "" {
 			if b.suspect() && len(runs) == 1 {
 				class = ClassWork // it ran alone: it is what ends its sandboxes
 			}

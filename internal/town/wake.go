@@ -57,12 +57,15 @@ func (t *Town) NextWake(at time.Time) (time.Time, bool) {
 	t.sandboxWake(now, see, future)
 	t.budgetWake(now, see)
 	for _, r := range t.runs {
+		if t.silent(now) {
+			break
+		}
 		if r.State == RunDraining {
 			see(r.StopAt.Add(stopPatience))
 		} else if r.Generation != 0 {
 			see(t.runLimit(r))
 		}
-		if t.talking() && !t.silent(now) && r.LeaseUntil != 0 {
+		if t.talking() && r.LeaseUntil != 0 {
 			see(r.LeaseUntil)
 		}
 	}

@@ -254,6 +254,9 @@ func (t *Town) whyRun(b *Bead, now Time) Reason {
 	}
 	s := &t.info.Sandbox
 	if r.Generation == 0 || s.State != SandboxAwake && s.State != SandboxDraining {
+		if t.info.Mode == ModeSleeping {
+			return waits(waitPause, "", 0, "given to %s; %s; gastown town resume %s goes on", r.Agent, t.modeText(), t.info.Name)
+		}
 		w := waits(waitSandbox, r.ID, 0, "given to %s, waits for the sandbox (%s)", r.Agent, s.State)
 		if s.State == SandboxQueued && s.Position > 0 {
 			w.Text = fmt.Sprintf("given to %s, waits for one of the server's places for awake sandboxes: position %d", r.Agent, s.Position)
@@ -312,6 +315,9 @@ func (t *Town) whyMerge(b *Bead, now Time) Reason {
 		}
 		return Reason{State: Active, Kind: "merge", Text: "its branch is being pushed upstream"}
 	case MergeGating:
+		if t.info.Mode == ModeSleeping {
+			return waits(waitPause, "", 0, "%s; its gates go on with gastown town resume %s", t.modeText(), t.info.Name)
+		}
 		if w := t.gatesWait(r, now); w.Kind != "" && !t.gatesUnderWay() {
 			return w
 		}
