@@ -170,6 +170,11 @@ func (p *privateIndex) git(ctx context.Context, stdin []string, args ...string) 
 // list runs a command that prints paths ending in NUL.
 func (p *privateIndex) list(ctx context.Context, args ...string) ([]string, error) {
 	out, err := p.git(ctx, nil, args...)
+	if err != nil && ctx.Err() == nil {
+		// A file that is truncated while git compares it kills git here, too.
+		p.unlock()
+		out, err = p.git(ctx, nil, args...)
+	}
 	if err != nil || out == "" {
 		return nil, err
 	}

@@ -264,6 +264,7 @@ func testCancel(t *testing.T, factory Factory) {
 	r := start(t, factory, longScript, false, nil)
 	turn := r.prompt(context.Background())
 	child := r.waitPID("child")
+	r.waitFile("far") // else its absence below says nothing
 	if _, err := r.s.Prompt(context.Background(), "two at once"); !errs.Is(err, errs.Conflict) {
 		t.Errorf("a second prompt during a turn: %v, want a conflict", err)
 	}
