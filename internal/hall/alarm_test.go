@@ -223,6 +223,8 @@ type fakeHub struct {
 	ids     []hub.ID
 	removed []string
 	packed  []string
+	listed  []string
+	refs    map[string]string
 }
 
 func (h *fakeHub) List() ([]hub.ID, error) { return h.ids, nil }

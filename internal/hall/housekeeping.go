@@ -86,6 +86,8 @@ func (h *Hall) keepHouse(now time.Time, after string) (string, bool) {
 	if h.cfg.Hub != nil {
 		left, err := h.maintain(ctx, now)
 		report("repositories", left, err)
+		left, err = h.strays(ctx, now)
+		report("references", left, err)
 	}
 	return after, more
 }

@@ -29,6 +29,7 @@ type Metrics struct {
 	Renewals  atomic.Int64 // of tokens
 	AwakeMS   atomic.Int64 // awake time of all towns while this process saw them
 	Starts    atomic.Int64 // sandboxes asked for
+	Strays    atomic.Int64 // references without a bead that were removed
 	Full      atomic.Int64 // inputs refused because a queue was full
 	LateMS    atomic.Int64 // sum over claimed towns of how late they were
 	LateMaxMS atomic.Int64 // the worst of them

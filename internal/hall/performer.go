@@ -30,6 +30,8 @@ type Hub interface {
 	PushBranch(ctx context.Context, id hub.ID, r hub.Remote, branch, commit string) error
 	Contains(ctx context.Context, id hub.ID, r hub.Remote, commit string) (tip string, in bool, err error)
 	DropBead(ctx context.Context, id hub.ID, bead string, branches ...string) error
+	Refs(ctx context.Context, id hub.ID, prefix string) (map[string]string, error)
+	DropRefs(ctx context.Context, id hub.ID, refs map[string]string) error
 	Maintain(ctx context.Context, id hub.ID) error
 	RemoveRig(ctx context.Context, id hub.ID) error
 	RemoveTown(ctx context.Context, town string) error

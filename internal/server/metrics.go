@@ -124,6 +124,7 @@ func hallMetrics(m *hall.Metrics, counter, gauge emit) {
 		{"claimed", "Due towns claimed.", &m.Claimed},
 		{"ticks", "Alarms handled.", &m.Ticks},
 		{"sandbox_starts", "Sandboxes asked for.", &m.Starts},
+		{"stray_refs", "References of ended or unknown beads that were removed from the hub.", &m.Strays},
 		{"queue_full", "Inputs refused because a queue was full.", &m.Full},
 	} {
 		counter("gastown_hall_"+c.name+"_total", c.help, float64(c.v.Load()))

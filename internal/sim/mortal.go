@@ -250,6 +250,14 @@ func (h *mortalHub) DropBead(context.Context, hub.ID, string, ...string) error {
 	return act(h.p, "cleanup", func() error { return nil })
 }
 
+func (h *mortalHub) Refs(context.Context, hub.ID, string) (map[string]string, error) {
+	return nil, act(h.p, "list refs", func() error { return nil })
+}
+
+func (h *mortalHub) DropRefs(context.Context, hub.ID, map[string]string) error {
+	return act(h.p, "drop refs", func() error { return nil })
+}
+
 func (h *mortalHub) Maintain(context.Context, hub.ID) error {
 	return act(h.p, "maintain", func() error { return nil })
 }

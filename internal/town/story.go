@@ -109,3 +109,18 @@ func saveTrouble(r *Run) string {
 }
 
 func millis(ms int64) string { return (time.Duration(ms) * time.Millisecond).String() }
+
+// KeepsRefs reports whether the hub's references of a bead may still be wanted:
+// it is not over, they are about to be removed in order, or its row can't be
+// read, so that nobody knows.
+func (t *Town) KeepsRefs(bead string) bool {
+	if b := t.beads[bead]; b != nil {
+		return !b.Status.Terminal() || b.Refs || t.runs[b.currentRun()] != nil
+	}
+	for _, q := range t.bad {
+		if q.ID == bead || strings.HasSuffix(q.ID, "/"+bead) {
+			return true
+		}
+	}
+	return false
+}

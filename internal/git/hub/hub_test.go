@@ -345,6 +345,18 @@ func TestDiffAndDropBead(t *testing.T) {
 		t.Errorf("left: %v, %v", refs, err)
 	}
 	wantKind(t, w.DropBead(ctx, rig, "b-1", "main"), errs.Invalid)
+
+	const stray = "refs/gastown/wip/b-10/1"
+	wantKind(t, w.DropRefs(ctx, rig, map[string]string{stray: tip}), errs.Conflict) // it has another value
+	wantKind(t, w.DropRefs(ctx, rig, map[string]string{"refs/heads/main": tip}), errs.Invalid)
+	for range 2 {
+		if err := w.DropRefs(ctx, rig, map[string]string{stray: c, "refs/gastown/wip/b-11/1": c}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refs, err := w.Refs(ctx, rig, "refs/gastown/"); err != nil || len(refs) != 0 {
+		t.Errorf("left: %v, %v", refs, err)
+	}
 	wantKind(t, w.DropBead(ctx, rig, "../x"), errs.Invalid)
 	if _, err := w.Refs(ctx, rig, "--format=x"); !errs.Is(err, errs.Invalid) {
 		t.Errorf("a prefix as an option: %v", err)

@@ -98,6 +98,39 @@ func (h *Hub) DropBead(ctx context.Context, id ID, bead string, branches ...stri
 	return errs.Wrap(errs.Internal, err, "deleting the bead's references")
 }
 
+// DropRefs deletes checkpoints and merge candidates that still have the given
+// values. One that changed meanwhile, or is not of these, stays and makes it
+// fail; those that are gone are no error.
+func (h *Hub) DropRefs(ctx context.Context, id ID, refs map[string]string) error {
+	dir, err := h.Path(id)
+	if err != nil {
+		return err
+	}
+	for name, oid := range refs {
+		if !strings.HasPrefix(name, "refs/gastown/wip/") && !strings.HasPrefix(name, "refs/gastown/merge/") || git.ValidRef(name) != nil {
+			return errs.New(errs.Invalid, "%.120q is no reference of an agent's work", name)
+		}
+		if err := git.ValidOID(oid); err != nil {
+			return err
+		}
+	}
+	there, err := h.refs(ctx, dir, "refs/gastown/wip", "refs/gastown/merge")
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	for name, oid := range refs {
+		if there[name] != "" {
+			b.WriteString("delete " + name + " " + oid + "\n")
+		}
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	_, err = h.run(ctx, dir, git.Cmd{Args: []string{"update-ref", "--stdin"}, Stdin: strings.NewReader(b.String())})
+	return errs.Wrap(errs.Conflict, err, "deleting references")
+}
+
 // Maintain packs a repository when it has grown enough to be worth it (git gc
 // --auto). Objects that nothing refers to stay two weeks, so that it may run
 // beside pushes.
