@@ -1,0 +1,194 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"strings"
+)
+
+// Tokens is what a provider says that one request used. Input holds neither
+// what was read from its cache nor what was written to it.
+type Tokens struct {
+	Input      int64 `json:"input"`
+	Output     int64 `json:"output"`
+	CacheRead  int64 `json:"cache_read,omitempty"`
+	CacheWrite int64 `json:"cache_write,omitempty"`
+}
+
+// Total is the sum of all kinds.
+func (t Tokens) Total() int64 { return t.Input + t.Output + t.CacheRead + t.CacheWrite }
+
+const (
+	// maxTokens bounds one request: more is nonsense from a stranger.
+	maxTokens = 1 << 40
+	// maxUsageLine is the longest line of a stream that is looked at, in bytes. The
+	// usage stands in short ones, or in the last, whole answer.
+	maxUsageLine = 4 << 20
+)
+
+// usageReader passes an answer on and reads its usage on the way. It
+// understands the streams and the whole answers of OpenAI's chat completions and
+// responses, and of Anthropic's messages; anything else has no usage. done is
+// called once, at the end of the answer or when it is closed, with the last
+// usage that was said and the model that said it.
+type usageReader struct {
+	body   io.ReadCloser
+	stream bool
+	done   func(model string, t Tokens, known bool)
+
+	line  []byte // the present line of a stream, or the whole answer
+	over  bool   // it is too long to look at
+	model string
+	used  Tokens
+	known bool
+	ended bool
+}
+
+func newUsageReader(body io.ReadCloser, contentType string, done func(model string, t Tokens, known bool)) *usageReader {
+	return &usageReader{body: body, stream: strings.HasPrefix(contentType, "text/event-stream"), done: done}
+}
+
+// Read passes on.
+func (u *usageReader) Read(p []byte) (int, error) {
+	n, err := u.body.Read(p)
+	if u.ended {
+		return n, err
+	}
+	u.take(p[:n])
+	if err != nil {
+		u.end()
+	}
+	return n, err
+}
+
+// Close passes on. What was read until then counts.
+func (u *usageReader) Close() error {
+	u.end()
+	return u.body.Close()
+}
+
+func (u *usageReader) take(p []byte) {
+	if !u.stream {
+		u.keep(p)
+		return
+	}
+	for len(p) > 0 {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 {
+			u.keep(p)
+			return
+		}
+		u.keep(p[:i])
+		u.look()
+		p = p[i+1:]
+	}
+}
+
+func (u *usageReader) keep(p []byte) {
+	if u.over || len(u.line)+len(p) > maxUsageLine {
+		u.over, u.line = true, u.line[:0]
+		return
+	}
+	u.line = append(u.line, p...)
+}
+
+// look reads one line of a stream, or the whole answer.
+func (u *usageReader) look() {
+	line := u.line
+	over := u.over
+	u.line, u.over = u.line[:0], false
+	if over {
+		return
+	}
+	if u.stream {
+		var ok bool
+		if line, ok = bytes.CutPrefix(line, []byte("data:")); !ok {
+			return
+		}
+	}
+	// Most lines of a stream are a few words of text: they are not worth parsing.
+	if u.stream && !bytes.Contains(line, []byte(`"usage"`)) && u.model != "" {
+		return
+	}
+	var m usageMessage
+	if json.Unmarshal(line, &m) != nil {
+		return
+	}
+	for _, part := range []*usagePart{&m.usagePart, m.Response, m.Message} {
+		if part == nil {
+			continue
+		}
+		if u.model == "" {
+			u.model = part.Model
+		}
+		if part.Usage != nil {
+			u.used, u.known = part.Usage.over(u.used), true
+		}
+	}
+}
+
+func (u *usageReader) end() {
+	if u.ended {
+		return
+	}
+	u.ended = true
+	u.look()
+	u.done(u.model, u.used, u.known)
+}
+
+// usagePart is where an answer, or a part of one, names its model and its usage.
+type usagePart struct {
+	Model string     `json:"model"`
+	Usage *usageSaid `json:"usage"`
+}
+
+// usageMessage is an answer, or one message of a stream: chat completions have
+// the usage at the top, responses in "response", Anthropic's first message in
+// "message" and its later ones at the top.
+type usageMessage struct {
+	usagePart
+	Response *usagePart `json:"response"`
+	Message  *usagePart `json:"message"`
+}
+
+// usageSaid is the usage in any of the three forms. In OpenAI's two the input
+// includes what came from the cache; in Anthropic's it does not.
+type usageSaid struct {
+	PromptTokens     *int64 `json:"prompt_tokens"`
+	CompletionTokens *int64 `json:"completion_tokens"`
+	PromptDetails    struct {
+		CachedTokens int64 `json:"cached_tokens"`
+	} `json:"prompt_tokens_details"`
+
+	InputTokens  *int64 `json:"input_tokens"`
+	OutputTokens *int64 `json:"output_tokens"`
+	InputDetails struct {
+		CachedTokens int64 `json:"cached_tokens"`
+	} `json:"input_tokens_details"`
+	CacheRead  *int64 `json:"cache_read_input_tokens"`
+	CacheWrite *int64 `json:"cache_creation_input_tokens"`
+}
+
+// over puts what was said over what was said before: in a stream each number is
+// the sum so far, and numbers that are left out stand.
+func (s *usageSaid) over(t Tokens) Tokens {
+	set := func(to *int64, v *int64) {
+		if v != nil {
+			*to = clampTokens(*v)
+		}
+	}
+	set(&t.Input, s.PromptTokens)
+	set(&t.Output, s.CompletionTokens)
+	set(&t.Input, s.InputTokens)
+	set(&t.Output, s.OutputTokens)
+	set(&t.CacheRead, s.CacheRead)
+	set(&t.CacheWrite, s.CacheWrite)
+	if cached := clampTokens(s.PromptDetails.CachedTokens) + clampTokens(s.InputDetails.CachedTokens); cached > 0 && s.CacheRead == nil {
+		t.CacheRead = min(cached, t.Input)
+		t.Input -= t.CacheRead
+	}
+	return t
+}
+
+func clampTokens(n int64) int64 { return min(max(n, 0), maxTokens) }

@@ -1,0 +1,124 @@
+package gateway
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+// readUsage reads an answer in pieces of one byte, as the worst network would.
+func readUsage(t *testing.T, contentType, answer string) (model string, got Tokens, known bool) {
+	t.Helper()
+	calls := 0
+	u := newUsageReader(io.NopCloser(iotest.OneByteReader(strings.NewReader(answer))), contentType, func(m string, tk Tokens, k bool) {
+		calls++
+		model, got, known = m, tk, k
+	})
+	passed, err := io.ReadAll(u)
+	if err != nil || string(passed) != answer {
+		t.Fatalf("the answer became %q, %v", passed, err)
+	}
+	if err := u.Close(); err != nil || calls != 1 {
+		t.Fatalf("close: %v; told %d times, want once", err, calls)
+	}
+	return model, got, known
+}
+
+func TestTheUsageOfEachWireFormatIsRead(t *testing.T) {
+	t.Parallel()
+	const stream = "text/event-stream; charset=utf-8"
+	for _, tt := range []struct {
+		name, contentType, answer, model string
+		want                             Tokens
+	}{
+		{"chat completions, streamed", stream, `data: {"model":"m-1","choices":[{"delta":{"content":"hi"}}],"usage":null}
+
+data: {"model":"m-1","choices":[],"usage":{"prompt_tokens":1000,"completion_tokens":20,"prompt_tokens_details":{"cached_tokens":600}}}
+
+data: [DONE]
+
+`, "m-1", Tokens{Input: 400, Output: 20, CacheRead: 600}},
+		{"chat completions, whole", "application/json", `{"model":"m-2","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}`, "m-2", Tokens{Input: 7, Output: 3}},
+		{"responses, streamed", stream, `event: response.created
+data: {"type":"response.created","response":{"model":"m-3","usage":null}}
+
+event: response.completed
+data: {"type":"response.completed","response":{"model":"m-3","usage":{"input_tokens":50,"output_tokens":9,"input_tokens_details":{"cached_tokens":10}}}}
+`, "m-3", Tokens{Input: 40, Output: 9, CacheRead: 10}},
+		{"messages, streamed", stream, `event: message_start
+data: {"type":"message_start","message":{"model":"m-4","usage":{"input_tokens":12,"cache_creation_input_tokens":5,"cache_read_input_tokens":100,"output_tokens":1}}}
+
+event: message_delta
+data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":77}}
+`, "m-4", Tokens{Input: 12, Output: 77, CacheRead: 100, CacheWrite: 5}},
+		{"messages, whole", "application/json", `{"model":"m-5","usage":{"input_tokens":1,"output_tokens":2}}`, "m-5", Tokens{Input: 1, Output: 2}},
+		{"a last line without an end", stream, `data: {"model":"m-6","usage":{"prompt_tokens":5,"completion_tokens":5}}`, "m-6", Tokens{Input: 5, Output: 5}},
+		{"numbers from nowhere", "application/json", `{"model":"m-7","usage":{"prompt_tokens":-5,"completion_tokens":9000000000000000000}}`, "m-7", Tokens{Output: maxTokens}},
+	} {
+		model, got, known := readUsage(t, tt.contentType, tt.answer)
+		if model != tt.model || got != tt.want || !known {
+			t.Errorf("%s: %q %+v %v, want %q %+v", tt.name, model, got, known, tt.model, tt.want)
+		}
+	}
+}
+
+func TestAnAnswerWithoutUsageIsUnknown(t *testing.T) {
+	t.Parallel()
+	for _, answer := range []string{"", "no JSON", `{"model":"m"}`, "data: {\"model\":\"m\",\"usage\":null}\n", strings.Repeat("x", 100)} {
+		for _, contentType := range []string{"text/event-stream", "application/json", ""} {
+			if _, got, known := readUsage(t, contentType, answer); known || got != (Tokens{}) {
+				t.Errorf("%q as %q has the usage %+v", answer, contentType, got)
+			}
+		}
+	}
+}
+
+func TestAnAnswerThatIsGivenUpCountsUntilThen(t *testing.T) {
+	t.Parallel()
+	var got Tokens
+	u := newUsageReader(io.NopCloser(strings.NewReader("data: {\"message\":{\"model\":\"m\",\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\ndata: more")),
+		"text/event-stream", func(_ string, tk Tokens, _ bool) { got = tk })
+	if _, err := io.ReadFull(u, make([]byte, 80)); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Close(); err != nil || got.Input != 9 {
+		t.Errorf("given up: %+v, %v; want 9 tokens of input", got, err)
+	}
+}
+
+func TestALineTooLongForUsCostsOnlyItself(t *testing.T) {
+	t.Parallel()
+	long := "data: {\"model\":\"" + strings.Repeat("x", maxUsageLine) + "\",\"usage\":{\"prompt_tokens\":1}}\n"
+	answer := long + "data: {\"model\":\"m\",\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":3}}\n"
+	var got Tokens
+	u := newUsageReader(io.NopCloser(strings.NewReader(answer)), "text/event-stream", func(_ string, tk Tokens, _ bool) { got = tk })
+	if _, err := io.Copy(io.Discard, u); err != nil {
+		t.Fatal(err)
+	}
+	if got != (Tokens{Input: 2, Output: 3}) {
+		t.Errorf("after a long line: %+v", got)
+	}
+}
+
+func FuzzUsage(f *testing.F) {
+	f.Add("text/event-stream", []byte("data: {\"usage\":{\"prompt_tokens\":1}}\n\n"))
+	f.Add("application/json", []byte(`{"model":"m","usage":{"input_tokens":1}}`))
+	f.Add("text/event-stream", []byte("event: x\ndata: {\"message\":{\"usage\":{\"output_tokens\":-1}}}\r\n"))
+	f.Fuzz(func(t *testing.T, contentType string, answer []byte) {
+		calls := 0
+		u := newUsageReader(io.NopCloser(bytes.NewReader(answer)), contentType, func(_ string, tk Tokens, known bool) {
+			calls++
+			for _, n := range []int64{tk.Input, tk.Output, tk.CacheRead, tk.CacheWrite} {
+				if n < 0 || n > maxTokens || n != 0 && !known {
+					t.Errorf("usage %+v, known %v", tk, known)
+				}
+			}
+		})
+		passed, err := io.ReadAll(u)
+		if err != nil || !bytes.Equal(passed, answer) || calls != 1 {
+			t.Errorf("%d bytes became %d, %v, told %d times", len(answer), len(passed), err, calls)
+		}
+	})
+}
