@@ -151,8 +151,19 @@ func (a *Agent) open(ctx context.Context) (step string, err error) {
 	if len(a.spec.MCP) > 0 && !res.AgentCapabilities.McpCapabilities.Http {
 		return "initialize", errors.New("the agent can't use tool servers over HTTP")
 	}
+	if step, err := a.openSession(ctx, res.AgentCapabilities.LoadSession, sessionTimeout); err != nil || p.Mode == "" {
+		return step, err
+	}
+	_, err = call[acp.SetSessionModeResponse](ctx, a, acp.AgentMethodSessionSetMode, sessionTimeout, acp.SetSessionModeRequest{
+		SessionId: a.session, ModeId: acp.SessionModeId(p.Mode),
+	})
+	return "session/set_mode", err
+}
+
+// openSession resumes the spec's session where it can, else opens a new one.
+func (a *Agent) openSession(ctx context.Context, canLoad bool, sessionTimeout time.Duration) (step string, err error) {
 	if a.spec.LoadSession != "" {
-		if !res.AgentCapabilities.LoadSession {
+		if !canLoad {
 			a.lifecycle("not_resumed", "the agent can't load sessions; a new one is opened")
 		} else if done, err := a.load(ctx, sessionTimeout); done || err != nil {
 			return "session/load", err

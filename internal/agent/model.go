@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/template"
 
+	"gastown/internal/api"
 	"gastown/internal/errs"
 )
 
@@ -19,6 +20,9 @@ const (
 )
 
 func (c ModelConfig) check() error {
+	if !slices.Contains(api.Wires(), c.Wire) {
+		return fmt.Errorf("model.wire: %q is none of %s", clip(c.Wire, 64), strings.Join(api.Wires(), ", "))
+	}
 	switch c.Kind {
 	case ModelNone:
 		if c.NeedsProvider || len(c.Env) > 0 {

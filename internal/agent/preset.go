@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"gastown/internal/api"
 	"gastown/internal/errs"
 )
 
@@ -47,6 +49,7 @@ type Preset struct {
 	Env         map[string]string
 	Model       ModelConfig
 	Permissions PermissionPolicy
+	Mode        string        // of the session, set after it is opened; "" leaves the agent's own
 	InitTimeout time.Duration // for initialize; default 30 s
 	// SessionTimeout is for session/new and session/load; default 60 s.
 	SessionTimeout time.Duration
@@ -60,6 +63,9 @@ type ModelConfig struct {
 	Kind string
 	// NeedsProvider says that a Spec without a Model is an error.
 	NeedsProvider bool
+	// Wire is the wire format that the agent speaks with its model, one of
+	// api.Wires; default "chat".
+	Wire string
 	// Env maps a variable to a text/template over Model, with the function
 	// json, which quotes a string as JSON.
 	Env map[string]string
@@ -93,12 +99,14 @@ type presetFile struct {
 	Command        string            `toml:"command"`
 	Args           []string          `toml:"args"`
 	Env            map[string]string `toml:"env"`
+	Mode           string            `toml:"mode"`
 	InitTimeout    string            `toml:"init_timeout"`
 	SessionTimeout string            `toml:"session_timeout"`
 	CancelTimeout  string            `toml:"cancel_timeout"`
 	Model          struct {
 		Kind          string            `toml:"kind"`
 		NeedsProvider bool              `toml:"needs_provider"`
+		Wire          string            `toml:"wire"`
 		Env           map[string]string `toml:"env"`
 	} `toml:"model"`
 	Permissions map[string]string `toml:"permissions"`
@@ -212,8 +220,8 @@ func tomlProblem(err error) string {
 func (f presetFile) preset() (Preset, error) {
 	p := Preset{
 		Name: f.Name, Summary: f.Summary, InstallHint: f.InstallHint,
-		Command: f.Command, Args: f.Args, Env: f.Env,
-		Model:       ModelConfig{Kind: f.Model.Kind, NeedsProvider: f.Model.NeedsProvider, Env: f.Model.Env},
+		Command: f.Command, Args: f.Args, Env: f.Env, Mode: f.Mode,
+		Model:       ModelConfig{Kind: f.Model.Kind, NeedsProvider: f.Model.NeedsProvider, Wire: cmp.Or(f.Model.Wire, api.WireChat), Env: f.Model.Env},
 		Permissions: PermissionPolicy{Kinds: map[string]Decision{}},
 	}
 	if !regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`).MatchString(p.Name) {

@@ -62,9 +62,19 @@ type Server struct {
 	Towns         int       `json:"towns"`
 }
 
+// The wire formats of model APIs.
+const (
+	WireChat      = "chat"      // OpenAI's chat completions
+	WireResponses = "responses" // OpenAI's responses
+	WireMessages  = "messages"  // Anthropic's messages
+)
+
+// Wires returns the wire formats.
+func Wires() []string { return []string{WireChat, WireResponses, WireMessages} }
+
 // Provider is a model provider, without its key.
 type Provider struct {
-	Kind    string   `json:"kind" enum:"openai-compatible"`
+	Kind    string   `json:"kind" enum:"openai,anthropic,openai-compatible"`
 	Name    string   `json:"name"`
 	BaseURL string   `json:"base_url"`
 	Models  []string `json:"models"`
@@ -72,10 +82,10 @@ type Provider struct {
 
 // CreateProvider adds a model provider or replaces one of the same name.
 type CreateProvider struct {
-	Kind    string   `json:"kind" doc:"openai-compatible."`
+	Kind    string   `json:"kind" doc:"openai, anthropic or openai-compatible."`
 	Name    string   `json:"name"`
-	BaseURL string   `json:"base_url" doc:"https, or http to this machine, up to and with the version, such as https://models.example/v1."`
-	Key     string   `json:"key,omitempty" doc:"Sent as bearer token. Never returned."`
+	BaseURL string   `json:"base_url,omitempty" doc:"https, or http to this machine. For OpenAI's wire formats up to and with the version, such as https://models.example/v1; for Anthropic's without it. Needed for openai-compatible."`
+	Key     string   `json:"key,omitempty" doc:"Sent as the kind wants it. Never returned."`
 	Models  []string `json:"models,omitempty" doc:"Names of models; the first is the default of rigs that use the provider."`
 	// AllowHTTP permits plain http to another machine.
 	AllowHTTP bool `json:"allow_http,omitempty" doc:"Permit plain http to another machine: the key travels unprotected."`

@@ -18,7 +18,7 @@ var mayImport = map[string][]string{
 	"internal/sandbox":        {"internal/errs", "internal/sandbox"},
 	"internal/git":            {"internal/errs", "internal/git", "internal/vault"},
 	"internal/gateway":        {"internal/errs", "internal/git", "internal/api", "internal/gateway"},
-	"internal/agent":          {"internal/errs", "internal/agent"},
+	"internal/agent":          {"internal/errs", "internal/api", "internal/agent"},
 	"internal/agent/scripted": {},
 	"internal/runner":         {"internal/errs", "internal/town", "internal/agent", "internal/git", "internal/runner"},
 	"internal/runner/wire":    {"internal/town"},

@@ -25,10 +25,7 @@ func (a *invocation) providerAddCmd() *cobra.Command {
 	var baseURL, keyFile string
 	var models []string
 	var allowHTTP bool
-	cmd := a.withJSON(a.command("add KIND NAME", "Add a model provider, or replace one; the kind is openai-compatible", func(ctx context.Context, args []string) error {
-		if baseURL == "" {
-			return errs.New(errs.Invalid, "--base-url is missing").WithHint("for example: --base-url https://models.example/v1")
-		}
+	cmd := a.withJSON(a.command("add KIND NAME", "Add a model provider, or replace one; the kind is openai, anthropic or openai-compatible", func(ctx context.Context, args []string) error {
 		p := api.CreateProvider{Kind: args[0], Name: args[1], BaseURL: baseURL, Models: models, AllowHTTP: allowHTTP}
 		var err error
 		if keyFile != "" {
@@ -50,7 +47,7 @@ func (a *invocation) providerAddCmd() *cobra.Command {
 		return a.say("%s", made.Name)
 	}))
 	fl := cmd.Flags()
-	fl.StringVar(&baseURL, "base-url", "", "where its API is, up to and with the version")
+	fl.StringVar(&baseURL, "base-url", "", "where its API is; needed for openai-compatible, up to and with the version")
 	fl.StringVar(&keyFile, "key-file", "", "file with its key; - for stdin")
 	fl.StringArrayVar(&models, "model", nil, "name of a model; the first is the default; may be repeated")
 	fl.BoolVar(&allowHTTP, "allow-http", false, "permit plain http to another machine: the key travels unprotected")
@@ -74,7 +71,7 @@ func (a *invocation) providerListCmd() *cobra.Command {
 		for _, p := range all {
 			rows = append(rows, []string{p.Name, p.Kind, p.BaseURL, strings.Join(p.Models, " ")})
 		}
-		return a.table("no providers yet: gastown provider add openai-compatible NAME --base-url URL --key-file FILE",
+		return a.table("no providers yet: gastown provider add openai|anthropic|openai-compatible NAME --key-file FILE",
 			[]string{"PROVIDER", "KIND", "BASE URL", "MODELS"}, rows)
 	}))
 }

@@ -99,7 +99,7 @@ func (r *Request) step() int {
 // tool finds the agent's name for a tool.
 func (r *Request) tool(name string) (string, bool) {
 	for _, t := range r.Tools {
-		if t == name || strings.HasSuffix(t, "_"+name) {
+		if t == name || strings.HasSuffix(t, "_"+name) || strings.HasSuffix(t, namespaced+name) {
 			return t, true
 		}
 	}
@@ -202,6 +202,14 @@ func content(raw json.RawMessage) string {
 
 // ServeHTTP implements http.Handler.
 func (m *Model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.Method == http.MethodPost && r.URL.Path == "/v1/messages":
+		m.messages(w, r)
+		return
+	case r.Method == http.MethodPost && r.URL.Path == "/v1/responses":
+		m.responses(w, r)
+		return
+	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, 32<<20))
 	var c chat
 	if err == nil {
@@ -213,10 +221,14 @@ func (m *Model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q := c.request(r)
-	m.mu.Lock()
-	m.requests = append(m.requests, q)
-	m.mu.Unlock()
+	m.keep(q)
 	m.stream(w, q, m.answer(q))
+}
+
+func (m *Model) keep(q *Request) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.requests = append(m.requests, q)
 }
 
 func (m *Model) answer(q *Request) Answer {

@@ -103,7 +103,7 @@ func (h *realTown) landed(id string, steps int) api.Bead {
 		h.t.Fatalf("the model was asked %d times for %d steps", got, steps)
 	}
 	for _, q := range h.model.Requests() {
-		if q.Authorization != "Bearer "+realKey || q.Model != "house/model-1" {
+		if q.Authorization != h.modelKey || q.Model != "house/model-1" {
 			h.t.Errorf("a request came with %q for the model %q", q.Authorization, q.Model)
 		}
 	}

@@ -41,6 +41,7 @@ type realTown struct {
 	ended               chan struct{} // closed when the server's process is gone
 	client              *client.Client
 	model               *Model
+	modelKey            string // as the model's server gets it
 	base                string // first commit of the repository
 }
 
@@ -50,7 +51,7 @@ func startTown(t *testing.T, program, path string, model *Model, serveArgs ...st
 	t.Helper()
 	root := t.TempDir()
 	h := &realTown{t: t, program: program, root: root, data: filepath.Join(root, "data"), log: filepath.Join(root, "server.log"),
-		upstream: filepath.Join(root, "upstream.git"), model: model, ended: make(chan struct{})}
+		upstream: filepath.Join(root, "upstream.git"), model: model, modelKey: "Bearer " + realKey, ended: make(chan struct{})}
 	h.env = []string{"HOME=" + filepath.Join(root, "home"), "PATH=" + path, "LANG=C.UTF-8", "TMPDIR=" + os.TempDir(),
 		"GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTEM=1",
 		"GIT_AUTHOR_NAME=Somebody", "GIT_AUTHOR_EMAIL=somebody@localhost", "GIT_COMMITTER_NAME=Somebody", "GIT_COMMITTER_EMAIL=somebody@localhost"}

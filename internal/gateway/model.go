@@ -90,7 +90,7 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		m.fail(w, err)
 		return
 	}
-	target, key, err := m.target(name, rest, r.URL.RawQuery)
+	target, by, err := m.target(name, rest, r.URL.RawQuery)
 	if err != nil {
 		if errs.Is(err, errs.NotFound) {
 			problem(w, http.StatusFailedDependency, errs.Conflict, "the model provider "+name+" is not configured on the server", AddHint)
@@ -110,9 +110,7 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	out := *r
 	out.URL = target
 	out.Header = cleanRequest(r.Header)
-	if key != "" {
-		out.Header.Set("Authorization", "Bearer "+key)
-	}
+	by.identify(out.Header)
 	m.proxy.ServeHTTP(w, &out)
 }
 
@@ -141,25 +139,37 @@ func (m *model) split(u *url.URL) (provider, rest string, err error) {
 	return provider, rest, nil
 }
 
-// target is where a request goes, and the key for it.
-func (m *model) target(name, rest, query string) (*url.URL, string, error) {
+// target is where a request goes, and whose key it needs.
+func (m *model) target(name, rest, query string) (*url.URL, Provider, error) {
 	p, err := m.providers.Get(name)
 	if err != nil {
-		return nil, "", err
+		return nil, p, err
 	}
 	u, err := parseBase(p.BaseURL, p.AllowHTTP)
 	if err != nil {
-		return nil, "", err
+		return nil, p, err
 	}
 	raw := strings.TrimRight(u.EscapedPath(), "/")
 	if rest != "" {
 		raw += "/" + rest
 	}
 	if u.Path, err = url.PathUnescape(raw); err != nil {
-		return nil, "", errs.New(errs.Invalid, "the address can't be read")
+		return nil, p, errs.New(errs.Invalid, "the address can't be read")
 	}
 	u.RawPath, u.RawQuery = raw, query
-	return u, p.Key, nil
+	return u, p, nil
+}
+
+// identify adds the key in the way of the provider's kind.
+func (p Provider) identify(h http.Header) {
+	kind, _ := kindOf(p.Kind)
+	switch {
+	case p.Key == "":
+	case kind.header != "":
+		h.Set(kind.header, p.Key)
+	default:
+		h.Set("Authorization", "Bearer "+p.Key)
+	}
 }
 
 // rewrite passes on what ServeHTTP prepared.

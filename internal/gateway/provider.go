@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"encoding/json"
 	"log/slog"
 	"net"
@@ -9,15 +10,52 @@ import (
 	"slices"
 	"strings"
 
+	"gastown/internal/api"
 	"gastown/internal/errs"
 )
 
-// KindOpenAICompatible is a model API that speaks as OpenAI's chat completions
-// do, with the key as bearer token.
-const KindOpenAICompatible = "openai-compatible"
+// The kinds of providers. They differ in how the key is sent and in the wire
+// formats that their API has; see Kind.
+const (
+	KindOpenAI           = "openai"            // OpenAI itself
+	KindAnthropic        = "anthropic"         // Anthropic itself, and APIs made like it
+	KindOpenAICompatible = "openai-compatible" // APIs made like OpenAI's
+)
+
+// Kind is what is common to the providers of a kind.
+type Kind struct {
+	Name    string
+	BaseURL string   // the default; "" when one must be given
+	Wires   []string // what it speaks; an API made like another need not have all
+	header  string   // of the key; "" is a bearer token
+}
+
+// Kinds returns the kinds of providers that there are.
+func Kinds() []Kind {
+	return []Kind{
+		{Name: KindOpenAI, BaseURL: "https://api.openai.com/v1", Wires: []string{api.WireChat, api.WireResponses}},
+		{Name: KindAnthropic, BaseURL: "https://api.anthropic.com", Wires: []string{api.WireMessages}, header: "X-Api-Key"},
+		{Name: KindOpenAICompatible, Wires: []string{api.WireChat, api.WireResponses}},
+	}
+}
+
+func kindOf(name string) (Kind, bool) {
+	for _, k := range Kinds() {
+		if k.Name == name {
+			return k, true
+		}
+	}
+	return Kind{}, false
+}
+
+// Speaks reports whether a provider has a wire format.
+func (p Provider) Speaks(wire string) bool {
+	k, ok := kindOf(p.Kind)
+	return ok && slices.Contains(k.Wires, wire)
+}
 
 // AddHint is the command that configures a provider.
-const AddHint = "gastown provider add openai-compatible NAME --base-url URL --key-file FILE"
+const AddHint = "gastown provider add openai|anthropic|openai-compatible NAME [--base-url URL] --key-file FILE"
 
 const (
 	providerDir = "provider"
@@ -76,14 +114,19 @@ var (
 
 // Put stores a provider, replacing one of the same name.
 func (p *Providers) Put(v Provider) error {
-	if v.Kind != KindOpenAICompatible {
-		return errs.New(errs.Invalid, "%.40q is no kind of provider", v.Kind).WithHint("use %s", KindOpenAICompatible)
+	kind, ok := kindOf(v.Kind)
+	if !ok {
+		return errs.New(errs.Invalid, "%.40q is no kind of provider", v.Kind).
+			WithHint("use %s, %s or %s", KindOpenAI, KindAnthropic, KindOpenAICompatible)
 	}
 	if !providerRE.MatchString(v.Name) {
 		return errs.New(errs.Invalid, "%.60q is no name for a provider", v.Name).
 			WithHint("use 1 to 40 of a-z, 0-9 and '-', beginning and ending with a letter or digit")
 	}
-	v.BaseURL = strings.TrimRight(v.BaseURL, "/")
+	v.BaseURL = strings.TrimRight(cmp.Or(v.BaseURL, kind.BaseURL), "/")
+	if v.BaseURL == "" {
+		return errs.New(errs.Invalid, "a provider of kind %s needs a base URL", v.Kind).WithHint("for example https://models.example/v1")
+	}
 	if _, err := parseBase(v.BaseURL, v.AllowHTTP); err != nil {
 		return err
 	}

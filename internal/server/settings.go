@@ -96,8 +96,10 @@ func (s *Server) chooseModel(set, inherited map[string]string) (map[string]strin
 	if err != nil {
 		return nil, err
 	}
+	all = slices.DeleteFunc(all, func(v gateway.Provider) bool { return !v.Speaks(p.Model.Wire) })
 	if len(all) == 0 {
-		return nil, errs.New(errs.Conflict, "the agent %s needs a model, and no model provider is configured", p.Name).WithHint("%s", gateway.AddHint)
+		return nil, errs.New(errs.Conflict, "the agent %s needs a model, and no model provider is configured that speaks %s", p.Name, p.Model.Wire).
+			WithHint("%s", gateway.AddHint)
 	}
 	set = maps.Clone(set)
 	if set == nil {
@@ -116,6 +118,10 @@ func (s *Server) chooseModel(set, inherited map[string]string) (map[string]strin
 	provider, err := s.provider(name)
 	if err != nil {
 		return nil, err
+	}
+	if !provider.Speaks(p.Model.Wire) {
+		return nil, errs.New(errs.Invalid, "the agent %s speaks %s with its model, which the provider %s (%s) does not", p.Name, p.Model.Wire, name, provider.Kind).
+			WithHint("%s", cmp.Or(prefixed("use one of: ", strings.Join(mapped(all, func(p gateway.Provider) string { return p.Name }), ", ")), gateway.AddHint))
 	}
 	if cmp.Or(set["model"], inherited["model"]) == "" {
 		if len(provider.Models) == 0 {
