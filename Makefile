@@ -12,7 +12,7 @@ BENCHPKG ?= ./...
 # Flags for the measurement of a real server, which follows when all benchmarks run.
 LOAD     ?=
 
-OPENCODE = $(CURDIR)/build/agents/node_modules/.bin/opencode
+AGENTBIN = $(CURDIR)/build/agents/node_modules/.bin
 
 .DEFAULT_GOAL := build
 .PHONY: help demo build test e2e image docker agents lint bench fuzz cross docs clean
@@ -30,8 +30,8 @@ build: ## build bin/gastown and bin/gastown-lab
 test: ## run all tests; RACE=required insists on the race detector
 	tools/test '$(RACE)'
 
-e2e: build agents ## run the end to end tests with a real coding agent
-	GASTOWN_TEST_OPENCODE='$(OPENCODE)' go test -tags e2e -timeout 10m ./internal/e2e/... ./internal/agent/agenttest/
+e2e: build agents ## run the end to end tests with real coding agents
+	GASTOWN_TEST_OPENCODE='$(AGENTBIN)/opencode' GASTOWN_TEST_AGENTS='$(AGENTBIN)' go test -tags e2e -timeout 10m ./internal/e2e/... ./internal/agent/agenttest/
 
 image: build ## build the image gastown:local for sandboxes in containers; AGENTS=build/agents brings agents in
 	bin/gastown-lab image $(if $(AGENTS),--agents '$(AGENTS)')

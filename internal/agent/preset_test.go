@@ -19,7 +19,7 @@ func TestBuiltInPresetsLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(ps.Names(), " "); got != "opencode scripted" {
+	if got := strings.Join(ps.Names(), " "); got != "claude codex opencode scripted" {
 		t.Errorf("names: %s", got)
 	}
 	oc, err := ps.Get("opencode")
@@ -86,7 +86,7 @@ func TestAPersonsPresetsComeOverTheBuiltInOnes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(ps.Names(), " "); got != "mine opencode scripted" {
+	if got := strings.Join(ps.Names(), " "); got != "claude codex mine opencode scripted" {
 		t.Errorf("names: %s", got)
 	}
 	if ps["opencode"].Command != "/opt/oc" || ps["opencode"].Model.NeedsProvider {
