@@ -60,6 +60,7 @@ type Server struct {
 	Starting      int       `json:"starting"`
 	Waiting       int       `json:"waiting" doc:"Towns that wait for a slot."`
 	Towns         int       `json:"towns"`
+	Store         Store     `json:"store"`
 }
 
 // The wire formats of model APIs.

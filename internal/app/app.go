@@ -30,6 +30,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"gastown/internal/agent"
@@ -81,16 +83,31 @@ type App struct {
 	cfg     Config
 	log     *slog.Logger
 	dir     string
+	lock    *store.Lock
 	listen  net.Listener // for people
 	inside  net.Listener // for sandboxes
-	store   *store.SQLite
-	vault   *vault.Vault
-	hub     *hub.Hub
 	driver  driver
-	hall    *hall.Hall
-	server  *server.Server
+	gate    gate
 	url     string
 	created bool
+	started time.Time
+
+	restoring sync.Mutex            // held by a restore, and by Close
+	failed    chan error            // capacity 1: why there is no server behind the gate any more
+	serving   context.Context       // of Serve; set before the gate opens
+	current   atomic.Pointer[parts] // what a restore replaces
+}
+
+// parts are what stands over the files of the data directory: a restore replaces
+// all of it at once.
+type parts struct {
+	app    *App
+	store  *store.SQLite
+	vault  *vault.Vault
+	hub    *hub.Hub
+	hall   *hall.Hall
+	server *server.Server
+	saving sync.Mutex // held while a backup is made
 }
 
 // Open takes the data directory and the port, and makes all parts. Nothing runs
@@ -109,7 +126,7 @@ func Open(ctx context.Context, cfg Config) (_ *App, err error) {
 		}
 		cfg.Settings["notify.command"] = "true"
 	}
-	a := &App{cfg: cfg, log: cfg.Log}
+	a := &App{cfg: cfg, log: cfg.Log, started: time.Now(), failed: make(chan error, 1)}
 	defer func() {
 		if err == nil {
 			return
@@ -121,26 +138,60 @@ func Open(ctx context.Context, cfg Config) (_ *App, err error) {
 	if a.dir, err = dataDir(cfg.Data); err != nil {
 		return nil, err
 	}
-	// The store's lock comes first: whoever holds it owns the directory.
-	if a.store, err = store.Open(ctx, a.dir, store.Options{}); err != nil {
+	// The lock comes first: whoever holds it owns the directory.
+	if a.lock, err = store.TakeLock(a.dir, time.Now()); err != nil {
 		return nil, err
 	}
-	if a.vault, err = vault.Open(filepath.Join(a.dir, "vault")); err != nil {
+	if err = finishSwap(a.dir); err != nil {
 		return nil, err
 	}
-	if a.hub, err = hub.Open(filepath.Join(a.dir, "hub"), a.vault, a.log); err != nil {
-		return nil, err
-	}
+	sweepTemp(a.dir, a.log)
 	if err = a.listeners(); err != nil {
 		return nil, err
 	}
 	if err = a.openDriver(ctx); err != nil {
 		return nil, err
 	}
-	if err = a.wire(); err != nil {
-		return nil, err
+	return a, a.open(ctx)
+}
+
+// open makes the parts over the files of the data directory. On failure they are
+// given back.
+func (a *App) open(ctx context.Context) (err error) {
+	p := &parts{app: a}
+	defer func() {
+		if err == nil {
+			a.current.Store(p)
+			return
+		}
+		if closeErr := p.close(); closeErr != nil {
+			a.log.Warn("giving back what was opened", "err", closeErr)
+		}
+	}()
+	if p.store, err = store.Open(ctx, a.dir, store.Options{Lock: a.lock, Changed: a.healthChanged}); err != nil {
+		return err
 	}
-	return a, nil
+	if p.vault, err = vault.Open(filepath.Join(a.dir, vaultDir)); err != nil {
+		return err
+	}
+	if p.hub, err = hub.Open(filepath.Join(a.dir, hubDir), p.vault, a.log); err != nil {
+		return err
+	}
+	return p.wire()
+}
+
+// healthChanged tells of the state of the store, once per change.
+func (a *App) healthChanged(h store.Health) {
+	switch {
+	case !h.Writable():
+		a.log.Error("the store takes no writes", "state", h.State, "cause", h.Cause, "hint", h.Hint)
+	case h.Check == store.CheckRunning:
+		a.log.Warn("the last stop was not clean, or a write failed: the database is checked in the background")
+	case h.Check == store.CheckOK:
+		a.log.Info("the database is whole and takes writes")
+	default:
+		a.log.Info("the store takes writes", "check", h.Check)
+	}
 }
 
 // dataDir makes the directory and resolves links, so that a path in it is one.
@@ -193,9 +244,10 @@ func (c Config) checkListen() error {
 		WithHint("listen on 127.0.0.1, give --tls-cert and --tls-key, or give --insecure-listen if you trust everybody on the way")
 }
 
-// wire makes hall and server over the parts.
-func (a *App) wire() error {
-	signer, err := server.LoadSigner(a.vault)
+// wire makes hall and server over the files.
+func (p *parts) wire() error {
+	a := p.app
+	signer, err := server.LoadSigner(p.vault)
 	if err != nil {
 		return err
 	}
@@ -203,7 +255,7 @@ func (a *App) wire() error {
 	if err != nil {
 		return err
 	}
-	a.created = created
+	a.created = a.created || created
 	presets, err := agent.LoadPresets(a.cfg.PresetDir)
 	if err != nil {
 		return err
@@ -217,24 +269,27 @@ func (a *App) wire() error {
 	limits := a.limits()
 	boot := strings.ToLower(rand.Text()[:16])
 	outside := &hall.Outside{
-		Driver: a.driver, Hub: a.hub, Vault: a.vault, Tokens: tokens{signer},
-		Notifier: a.messenger(),
+		Driver: a.driver, Hub: p.hub, Vault: p.vault, Tokens: tokens{signer},
+		Notifier: a.messenger(p.vault),
 		Runner:   func(hall.TownRef, int64) (command, env []string) { return a.runner(program) },
 	}
-	a.hall = hall.New(hall.Config{
-		Store: a.store, Perform: outside, Boot: boot, Server: a.cfg.Settings, Limits: limits,
-		Driver: a.driver, Hub: a.hub, Log: a.log,
+	p.hall = hall.New(hall.Config{
+		Store: p.store, Perform: outside, Boot: boot, Server: a.cfg.Settings, Limits: limits,
+		Driver: a.driver, Hub: p.hub, Log: a.log,
 	})
-	a.server, err = server.New(server.Config{
-		Hall: a.hall, Store: a.store, Hub: a.hub, Secrets: a.vault, Signer: signer, Presets: presets,
-		Info: server.Info{Version: a.cfg.Version, Boot: boot, StartedAt: time.Now(), Data: a.dir, Driver: a.cfg.driver(),
+	p.server, err = server.New(server.Config{
+		Hall: p.hall, Store: p.store, Hub: p.hub, Secrets: p.vault, Signer: signer, Presets: presets,
+		Info: server.Info{Version: a.cfg.Version, Boot: boot, StartedAt: a.started, Data: a.dir, Driver: a.cfg.driver(),
 			Isolation: a.driver.Isolation(), Listen: a.url, MaxAwake: limits.MaxAwake},
 		AdminToken: token,
-		Metrics:    a.hall.Metrics(),
+		Metrics:    p.hall.Metrics(),
+		Health:     p.store.Health,
+		Backup:     p.backup,
+		Restore:    a.restore,
 		TLSCert:    a.cfg.TLSCert, TLSKey: a.cfg.TLSKey,
-		Git:   a.gitHandler,
-		Ready: a.loopRuns,
-		Doctor: doctor.New(doctor.Config{Store: a.store, Hall: a.hall, Hub: a.hub, Driver: a.driver, Isolation: a.driver.Isolation(),
+		Git:   p.gitHandler,
+		Ready: p.loopRuns,
+		Doctor: doctor.New(doctor.Config{Store: p.store, Hall: p.hall, Hub: p.hub, Driver: a.driver, Isolation: a.driver.Isolation(),
 			TranscriptKeep: a.duration("transcript.retention"), Log: a.log}),
 		Log: a.log,
 	})
@@ -247,8 +302,8 @@ const maxLoopLate = time.Minute
 
 // loopRuns says whether the loop that watches alarms runs. While a step of it is
 // under way it has no next time.
-func (a *App) loopRuns(context.Context) error {
-	if next := a.hall.Next(); !next.IsZero() {
+func (p *parts) loopRuns(context.Context) error {
+	if next := p.hall.Next(); !next.IsZero() {
 		if late := time.Since(next); late > maxLoopLate {
 			return errs.New(errs.Unavailable, "the loop that watches alarms is %s late", late.Round(time.Second))
 		}
@@ -264,8 +319,8 @@ func (t tokens) Sandbox(_ context.Context, ref hall.TownRef, generation int64, i
 	return []byte(t.signer.Token(ref.ID, ref.Owner, generation, issued)), nil
 }
 
-func (a *App) messenger() *hall.Messenger {
-	m := &hall.Messenger{Vault: a.vault, AllowPrivate: a.cfg.NotifyPrivate}
+func (a *App) messenger(v *vault.Vault) *hall.Messenger {
+	m := &hall.Messenger{Vault: v, AllowPrivate: a.cfg.NotifyPrivate}
 	if a.cfg.NotifyCommand != "" {
 		m.Command = []string{a.cfg.NotifyCommand}
 	}

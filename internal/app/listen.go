@@ -87,8 +87,8 @@ func socketPath(dir string) (string, error) {
 }
 
 // gitHandler serves the repositories to sandboxes.
-func (a *App) gitHandler(p gateway.GitPolicy) http.Handler {
-	return gateway.NewGit(a.hub, p, nil, gateway.GitLimits{}, a.log)
+func (p *parts) gitHandler(g gateway.GitPolicy) http.Handler {
+	return gateway.NewGit(p.hub, g, nil, gateway.GitLimits{}, p.app.log)
 }
 
 // number resolves a server-wide setting.

@@ -40,27 +40,58 @@ func (a *App) Serve(ctx context.Context) error {
 	if err := a.writeLocation(); err != nil {
 		return err
 	}
-	a.hall.Start(context.WithoutCancel(ctx))
-	a.undoDrain(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	a.serving = ctx
+	p := a.current.Load()
+	if err := p.begin(ctx); err != nil {
+		return err
+	}
 	inside := make(chan error, 1)
 	go func() {
 		defer cancel() // one without the other is no server
 		inside <- a.serveInside(ctx)
 	}()
-	err := a.server.Serve(ctx, a.listen)
+	go func() {
+		defer cancel()
+		select {
+		case err := <-a.failed:
+			a.failed <- err // for below
+		case <-ctx.Done():
+		}
+	}()
+	err := p.server.ServeHandler(ctx, a.listen, &a.gate, a.gate.endStreams)
 	cancel()
 	err = errors.Join(err, <-inside)
+	a.restoring.Lock() // one under way ends first: it does not hear of ctx
+	defer a.restoring.Unlock()
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), finishFor)
 	defer stop()
-	a.hall.Stop(end)
+	if p := a.current.Load(); p != nil {
+		p.hall.Stop(end)
+	}
+	select {
+	case failed := <-a.failed:
+		err = errors.Join(failed, err)
+	default:
+	}
 	return err
+}
+
+// begin lets the towns run and opens the gate.
+func (p *parts) begin(ctx context.Context) error {
+	if err := p.hearRestored(ctx); err != nil {
+		return err
+	}
+	p.hall.Start(context.WithoutCancel(ctx))
+	p.undoDrain(ctx)
+	p.app.gate.open(p.server.Handler(), p.server.Stop)
+	return nil
 }
 
 // serveInside answers sandboxes: the same handler, without TLS.
 func (a *App) serveInside(ctx context.Context) error {
-	srv := &http.Server{Handler: a.server.Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+	srv := &http.Server{Handler: &a.gate, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(a.inside) }()
@@ -69,7 +100,7 @@ func (a *App) serveInside(ctx context.Context) error {
 		return errs.Wrap(errs.Unavailable, err, "serving sandboxes")
 	case <-ctx.Done():
 	}
-	a.server.Stop()
+	a.gate.endStreams()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerFor)
 	defer cancel()
 	if srv.Shutdown(end) != nil {
@@ -89,6 +120,10 @@ func (a *App) Drain(ctx context.Context, progress func(left int)) error {
 	last := -1
 	asked := map[string]bool{}
 	for {
+		a := a.current.Load()
+		if a == nil {
+			return errs.New(errs.Unavailable, "a restore failed: there is nothing to drain")
+		}
 		heads, err := a.store.AwakeTowns(ctx)
 		if err != nil {
 			return err
@@ -121,7 +156,7 @@ func (a *App) Drain(ctx context.Context, progress func(left int)) error {
 	}
 }
 
-func (a *App) putToSleep(ctx context.Context, h store.Head) error {
+func (a *parts) putToSleep(ctx context.Context, h store.Head) error {
 	var mode town.Mode
 	err := a.hall.View(ctx, h.ID, func(t *town.Town, _ time.Time) error {
 		mode = t.Info().Mode
@@ -147,7 +182,7 @@ func (a *App) putToSleep(ctx context.Context, h store.Head) error {
 // undoDrain makes towns go on that the last server put to sleep when it stopped.
 // A town that can't is told of and stays asleep, where a person can resume it.
 // Without the mark of a drain no town is looked at: there may be a million.
-func (a *App) undoDrain(ctx context.Context) {
+func (a *parts) undoDrain(ctx context.Context) {
 	mark, _, err := a.store.Meta(ctx, drained)
 	if err != nil || mark == "" {
 		a.warn("whether the last stop put towns to sleep can't be read", "", err)
@@ -173,7 +208,7 @@ func (a *App) undoDrain(ctx context.Context) {
 	}
 }
 
-func (a *App) undo(ctx context.Context, h store.Head) error {
+func (a *parts) undo(ctx context.Context, h store.Head) error {
 	var info town.Info
 	err := a.hall.View(ctx, h.ID, func(t *town.Town, _ time.Time) error {
 		info = t.Info()
@@ -188,21 +223,18 @@ func (a *App) undo(ctx context.Context, h store.Head) error {
 	return a.hall.Do(ctx, h.ID, town.Resume{By: "server start"})
 }
 
-func (a *App) warn(text, name string, err error) {
+func (a *parts) warn(text, name string, err error) {
 	if err != nil {
-		a.log.Warn(text, "town", name, "err", err)
+		a.app.log.Warn(text, "town", name, "err", err)
 	}
 }
 
 // Close gives everything back. server.json stays: a command that finds nobody
 // at its address says so.
 func (a *App) Close() error {
+	a.restoring.Lock()
+	defer a.restoring.Unlock()
 	var all []error
-	if a.hall != nil {
-		ended, cancel := context.WithCancel(context.Background())
-		cancel()
-		a.hall.Stop(ended)
-	}
 	if a.listen != nil {
 		// Serve has closed it already in the ordinary case.
 		_ = a.listen.Close()
@@ -210,14 +242,40 @@ func (a *App) Close() error {
 	if a.inside != nil {
 		_ = a.inside.Close() // likewise
 	}
+	p := a.current.Swap(nil)
+	if p != nil && p.hall != nil {
+		p.stopNow()
+	}
 	if a.driver != nil {
 		all = append(all, a.driver.Close())
 	}
-	if a.vault != nil {
-		all = append(all, a.vault.Close())
+	if p != nil {
+		all = append(all, p.close())
 	}
-	if a.store != nil {
-		all = append(all, a.store.Close())
+	if a.lock != nil {
+		all = append(all, a.lock.Release())
+	}
+	return errors.Join(all...)
+}
+
+// stopNow ends the hall without waiting for anything.
+func (p *parts) stopNow() {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	p.hall.Stop(ended)
+}
+
+// close gives the files back.
+func (p *parts) close() error {
+	var all []error
+	if p.hall != nil {
+		p.stopNow()
+	}
+	if p.vault != nil {
+		all = append(all, p.vault.Close())
+	}
+	if p.store != nil {
+		all = append(all, p.store.Close())
 	}
 	return errors.Join(all...)
 }

@@ -30,18 +30,19 @@ func TestTownsThatADrainPutToSleepGoOnAtTheNextStart(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			id, err := a.hall.CreateTown(t.Context(), "one", "", nil, "ann", nil)
+			p := a.current.Load()
+			id, err := p.hall.CreateTown(t.Context(), "one", "", nil, "ann", nil)
 			if err == nil {
-				err = a.hall.Do(t.Context(), id, town.Pause{By: c.by, Now: true})
+				err = p.hall.Do(t.Context(), id, town.Pause{By: c.by, Now: true})
 			}
 			if err == nil {
-				err = a.store.SetMeta(t.Context(), drained, c.mark)
+				err = p.store.SetMeta(t.Context(), drained, c.mark)
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.undoDrain(t.Context())
-			err = a.hall.View(t.Context(), id, func(tn *town.Town, _ time.Time) error {
+			p.undoDrain(t.Context())
+			err = p.hall.View(t.Context(), id, func(tn *town.Town, _ time.Time) error {
 				if got := tn.Info().Mode; got != c.want {
 					t.Errorf("the town is %s, want %s", got, c.want)
 				}
@@ -50,7 +51,7 @@ func TestTownsThatADrainPutToSleepGoOnAtTheNextStart(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if mark, _, err := a.store.Meta(t.Context(), drained); mark != "" || err != nil {
+			if mark, _, err := p.store.Meta(t.Context(), drained); mark != "" || err != nil {
 				t.Errorf("the mark is %q afterwards, %v", mark, err)
 			}
 		})

@@ -28,11 +28,7 @@ import (
 // stopped, killed and frozen in the middle of everything, and looks at what
 // remains. A failing random case is repeated with GASTOWN_E2E_SEED.
 func TestServersComeAndGo(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "gastown")
-	build := exec.Command("go", "build", "-o", program, "gastown/cmd/gastown")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building gastown: %v\n%s", err, out)
-	}
+	program := builtProgram(t)
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, string)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"gastown/internal/agent"
+	"gastown/internal/api"
 	"gastown/internal/gateway"
 	"gastown/internal/git/hub"
 	"gastown/internal/hall"
@@ -102,6 +104,13 @@ type Config struct {
 	Doctor Doctor
 	// Ready says why the loop that watches alarms does not run; may be nil.
 	Ready func(ctx context.Context) error
+	// Health is the state of the store; may be nil (always well).
+	Health func() store.Health
+	// Backup writes a backup, with the values of secrets or without; may be nil (404).
+	Backup func(ctx context.Context, w io.Writer, secrets bool) error
+	// Restore puts a backup in place of everything and replaces this server; may be
+	// nil (404). It returns when the new one works.
+	Restore func(ctx context.Context, r io.Reader) (api.Restored, error)
 	// Metrics are the hall's counters; may be nil.
 	Metrics *hall.Metrics
 	// Collectors are more metrics to show; may be empty.

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"gastown/internal/api"
+	"gastown/internal/errs"
 	"gastown/internal/gateway"
+	"gastown/internal/store"
 )
 
 const (
@@ -76,7 +78,7 @@ func (s *Server) describeServer(ctx context.Context, _ *struct{}) (*body[api.Ser
 	i := s.cfg.Info
 	return &body[api.Server]{Body: api.Server{Version: i.Version, Boot: i.Boot, StartedAt: i.StartedAt.UTC().Truncate(time.Millisecond),
 		Data: i.Data, SandboxDriver: i.Driver, Isolation: i.Isolation, Listen: i.Listen, MaxAwake: i.MaxAwake,
-		Awake: slots.Awake, Starting: slots.Starting, Waiting: slots.Waiting, Towns: towns}}, nil
+		Awake: slots.Awake, Starting: slots.Starting, Waiting: slots.Waiting, Towns: towns, Store: s.storeView()}}, nil
 }
 
 type addProviderIn struct {
@@ -163,5 +165,14 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		p.write(w)
 		return
 	}
-	plain(w, "ready")
+	switch h := s.health(); {
+	case !h.Writable():
+		p := newProblem(http.StatusServiceUnavailable, errs.Unavailable, "the server only reads: "+stateText(h.State))
+		p.Hint = "GET /api/v1/server says more"
+		p.write(w)
+	case h.Check == store.CheckRunning:
+		plain(w, "ready\nthe database is being checked")
+	default:
+		plain(w, "ready")
+	}
 }

@@ -67,6 +67,14 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 
 	gauge("gastown_build_info", "Always 1.", 1, "version", c.s.cfg.Info.Version)
 	c.towns(ctx, gauge)
+	health := c.s.health()
+	for _, state := range []store.State{store.Healthy, store.Full, store.ReadOnly, store.Damaged} {
+		v := 0.0
+		if health.State == state {
+			v = 1
+		}
+		gauge("gastown_store_state", "1 for the state that the store is in; it takes writes only in ok.", v, "state", string(state))
+	}
 	st := c.s.store.Stats()
 	counter("gastown_store_rows_written_total", "Rows written.", float64(st.Writes))
 	counter("gastown_store_bytes_written_total", "Bytes of their bodies.", float64(st.Bytes))

@@ -30,12 +30,14 @@ type op struct {
 	status       int   // of success; 0 means 200
 	errors       []int // documented besides 401, 422, 429, 500 and 503
 	long         bool
-	optional     bool // the body may be missing
-	stream       any  // the data of a stream of events
-	raw          any  // type of a body that the handler decodes itself
-	linesIn      bool // the body is JSON lines, which the handler reads itself
-	linesOut     bool // the answer is JSON lines
-	result       any  // type of a body that the handler encodes itself
+	optional     bool   // the body may be missing
+	content      string // type of an answer that is no JSON
+	upload       string // type of a body that is no JSON and that the handler reads itself
+	stream       any    // the data of a stream of events
+	raw          any    // type of a body that the handler decodes itself
+	linesIn      bool   // the body is JSON lines, which the handler reads itself
+	linesOut     bool   // the answer is JSON lines
+	result       any    // type of a body that the handler encodes itself
 }
 
 const base = "/api/v1"
@@ -89,6 +91,14 @@ func (s *Server) describe(o op) huma.Operation {
 	if o.result != nil {
 		h.Responses[ok] = &huma.Response{Description: http.StatusText(h.DefaultStatus),
 			Content: map[string]*huma.MediaType{"application/json": {Schema: schema(o.result)}}}
+	}
+	if o.content != "" {
+		h.Responses[ok] = &huma.Response{Description: http.StatusText(h.DefaultStatus),
+			Content: map[string]*huma.MediaType{o.content: {Schema: &huma.Schema{Type: "string", Format: "binary"}}}}
+	}
+	if o.upload != "" {
+		h.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{o.upload: {Schema: &huma.Schema{Type: "string", Format: "binary"}}}}
+		s.streamed[strings.ToUpper(o.method)+" "+h.Path] = true
 	}
 	if o.stream != nil {
 		h.Responses[ok] = &huma.Response{Description: "Events; each data is a JSON document of this schema.",

@@ -23,8 +23,14 @@ const (
 // under way, at most 15 s, and returns nil. It may be called for several
 // listeners; the first to end stops the streams of all. It closes ln.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	return s.ServeHandler(ctx, ln, s.Handler(), s.Stop)
+}
+
+// ServeHandler is Serve for a handler that stands before this server's; stop ends
+// the streams of whatever is behind it.
+func (s *Server) ServeHandler(ctx context.Context, ln net.Listener, h http.Handler, stop func()) error {
 	srv := &http.Server{
-		Handler:           s.Handler(),
+		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
@@ -41,14 +47,14 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	}()
 	select {
 	case err := <-done:
-		s.Stop()
+		stop()
 		if errors.Is(err, http.ErrServerClosed) {
 			return nil
 		}
 		return errs.Wrap(errs.Unavailable, err, "serving on %s", ln.Addr())
 	case <-ctx.Done():
 	}
-	s.Stop()
+	stop()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	err := srv.Shutdown(end)

@@ -68,6 +68,7 @@ func New(cfg Config) (*Server, error) {
 	s.metrics = newMetrics(s)
 	s.openAPI()
 	s.registerServer()
+	s.registerBackup()
 	s.registerTowns()
 	s.registerEscalations()
 	s.registerDoctor()

@@ -13,7 +13,6 @@ import (
 )
 
 const (
-	signingKey   = "signing-key" // name in the vault
 	keyBytes     = 32
 	tokenLife    = 8 * time.Hour
 	tokenLeeway  = 24 * time.Hour // after expiry a token can still be exchanged
@@ -35,19 +34,23 @@ func NewSigner(key []byte) (*Signer, error) {
 	return &Signer{key: append([]byte(nil), key...)}, nil
 }
 
+// SigningKey is the name of the key of sandbox tokens in the vault; it is made when
+// it is missing.
+const SigningKey = "signing-key"
+
 // LoadSigner makes a Signer with the vault's key, which it creates at first.
 func LoadSigner(v Secrets) (*Signer, error) {
-	key, err := v.Get(signingKey)
+	key, err := v.Get(SigningKey)
 	if errs.Is(err, errs.NotFound) {
 		fresh := make([]byte, keyBytes)
 		if _, err := rand.Read(fresh); err != nil {
 			return nil, errs.Wrap(errs.Internal, err, "making the signing key")
 		}
-		if err := v.Put(signingKey, fresh); err != nil {
+		if err := v.Put(SigningKey, fresh); err != nil {
 			return nil, err
 		}
 		// Read again: another server on the same vault may have been first.
-		key, err = v.Get(signingKey)
+		key, err = v.Get(SigningKey)
 	}
 	if err != nil {
 		return nil, err

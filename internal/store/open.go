@@ -118,7 +118,10 @@ func open(ctx context.Context, dir string, opts Options) (*SQLite, error) {
 	if s.unclean, err = begun(abs, fresh); err != nil {
 		return nil, err
 	}
-	if err := s.migrate(ctx); err != nil {
+	if err := s.migrate(ctx); damages(err) {
+		// Not Unavailable: no later try helps.
+		return nil, (&errs.Error{Kind: errs.Conflict, Message: s.path + " is damaged, or no database of gastown's", Err: err}).WithHint("%s", restoreHint(dir))
+	} else if err != nil {
 		return nil, err
 	}
 	first, err := dial(s.readDSN())

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -198,4 +199,19 @@ func (s *SQLite) keepBefore(ctx context.Context, have int64) error {
 		}
 	}
 	return nil
+}
+
+// Generations reads the latest generation of each town's sandbox in a directory
+// that no server uses; the caller holds its lock. It changes nothing and knows
+// every schema.
+func Generations(ctx context.Context, dir string) (out map[string]int64, err error) {
+	s := &SQLite{path: filepath.Join(dir, fileName)}
+	l, err := dial(s.dsn("query_only(1)"))
+	if err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "opening %s", s.path)
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	out = map[string]int64{}
+	err = l.each(ctx, func(v []driver.Value) { out[asText(v[0])] = asInt(v[1]) }, `SELECT id, generation FROM towns`)
+	return out, readFailure(ctx, err)
 }

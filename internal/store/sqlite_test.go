@@ -182,7 +182,7 @@ func TestForeignFileIsRefused(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "gastown.db"), bytes.Repeat([]byte("not a database "), 500), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Open(t.Context(), dir, small); !errs.Is(err, errs.Unavailable) {
+	if _, err := store.Open(t.Context(), dir, small); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "gastown restore FILE --force") {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -66,7 +66,7 @@ func (t *Town) sandboxEffects(now Time, add adder) {
 	case SandboxStopping, SandboxWedged:
 		if !t.broken("sandbox.stop", now) {
 			grace := t.duration("sandbox.stop_grace", nil, nil)
-			add("sandbox/stop", StopSandbox{Generation: s.Generation, Ref: s.Ref, Grace: grace}, grace+timeoutQuick)
+			add("sandbox/stop", StopSandbox{Generation: cmp.Or(s.Leftover, s.Generation), Ref: s.Ref, Grace: grace}, grace+timeoutQuick)
 		}
 	case SandboxAwake, SandboxDraining:
 		if t.silent(now) && now.Sub(s.Inspected) >= inspectAgain && !t.broken("sandbox.inspect", now) {

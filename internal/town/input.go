@@ -223,10 +223,11 @@ type (
 	// that waits for one asks at once.
 	SlotFree struct{}
 	// Restored says that the town was just restored from a backup made at At. No
-	// sandbox of a generation up to Generation may be listened to any more.
+	// sandbox of a generation up to Generation may be listened to any more. Running is
+	// the generation that the driver says still runs, 0 for none.
 	Restored struct {
-		Generation int64
-		At         Time
+		Generation, Running int64
+		At                  Time
 	}
 	// Tick lets time alone act.
 	Tick struct{}

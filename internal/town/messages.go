@@ -11,7 +11,7 @@ import (
 // whose sandbox the town no longer counts on.
 func (t *Town) current(gen int64) error {
 	s := &t.info.Sandbox
-	if gen != s.Generation || !s.State.Running() || s.State == SandboxWedged {
+	if gen != s.Generation || gen <= s.Floor || !s.State.Running() || s.State == SandboxWedged {
 		return errs.New(errs.Gone, "generation %d of the sandbox of town %s is over: exit", gen, t.info.Name)
 	}
 	return nil

@@ -105,7 +105,7 @@ func (h *history) input() (in Input, person bool) {
 		case 1:
 			return SlotFree{}, false
 		case 2:
-			return Restored{Generation: h.d.gen() + int64(h.pick(3)) - 1, At: At(h.d.now.Add(-time.Hour))}, false
+			return Restored{Generation: h.d.gen() + int64(h.pick(3)) - 1, Running: h.d.gen() * int64(h.pick(2)), At: At(h.d.now.Add(-time.Hour))}, false
 		}
 		return Tick{}, false
 	case 2:

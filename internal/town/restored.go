@@ -28,6 +28,11 @@ func (t *Town) restored(now Time, in Restored) {
 	if s.State != SandboxAsleep {
 		t.setSandbox(now, SandboxAsleep, "the server was restored from a backup")
 	}
+	if in.Running > 0 {
+		s.Generation = max(s.Generation, in.Running)
+		s.Floor, s.Leftover = s.Generation, in.Running
+		t.setSandbox(now, SandboxStopping, "it belongs to what the restore undid")
+	}
 	t.mark(kindTown, t.info.ID)
 	t.log(now, "town.restored", t.info.Name, "", "the server was restored from a backup of "+in.At.Time().UTC().Format("2006-01-02 15:04:05")+" UTC",
 		"generation", strconv.FormatInt(s.Generation, 10))

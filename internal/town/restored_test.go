@@ -77,6 +77,27 @@ func TestARestoredTownBeginsOnAFreshDiskOnce(t *testing.T) {
 	}
 }
 
+func TestASandboxThatRunsIsStoppedBeforeTheNextBegins(t *testing.T) {
+	for _, running := range []int64{2, 9} {
+		d, _ := atBackup(t)
+		d.perform = false
+		d.do(Restored{Generation: 9, Running: running, At: At(d.now)})
+		d.wantSandbox(SandboxStopping)
+		d.refused(Hello{Generation: 9, Stream: "s1"}, gone)
+		d.refused(Reports{Generation: 9, Stream: "s1", From: 1, Items: []Report{{Kind: ReportHeartbeat}}}, gone)
+		e := d.claim("sandbox/stop")
+		if got := e.Action.(StopSandbox).Generation; got != running {
+			t.Errorf("generation %d is stopped, %d runs", got, running)
+		}
+		d.perform = true
+		d.do(EffectDone{Key: e.Key, ID: e.ID})
+		d.do(Tick{})
+		if s := d.town.info.Sandbox; s.Generation != 10 || s.Leftover != 0 || s.State != SandboxStarting {
+			t.Errorf("%+v", s)
+		}
+	}
+}
+
 func TestARestoreNeverLowersAGeneration(t *testing.T) {
 	d, _ := atBackup(t)
 	d.perform = false

@@ -17,7 +17,7 @@ const (
 )
 
 var sandboxMoves = map[SandboxState][]SandboxState{
-	SandboxAsleep:   {SandboxQueued},
+	SandboxAsleep:   {SandboxQueued, SandboxStopping}, // the latter when a restore finds one that runs
 	SandboxQueued:   {SandboxStarting, SandboxAsleep},
 	SandboxStarting: {SandboxAwake, SandboxStopping, SandboxWedged, SandboxAsleep},
 	SandboxAwake:    {SandboxDraining, SandboxWedged, SandboxAsleep},
@@ -53,6 +53,7 @@ type Sandbox struct {
 	AdmitAt     Time         `json:"admit_at,omitempty"` // when to ask for a slot again
 	FreshDisk   bool         `json:"fresh_disk,omitempty"`
 	Floor       int64        `json:"floor,omitempty"`     // generations up to it belong to what a restore undid
+	Leftover    int64        `json:"leftover,omitempty"`  // generation that a restore found running: it is stopped first
 	Wedges      int          `json:"wedges,omitempty"`    // in a row
 	Inspected   Time         `json:"inspected,omitempty"` // last answer of the driver while silent
 	TokenAt     Time         `json:"token_at,omitempty"`  // issue time of the current token

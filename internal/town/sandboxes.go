@@ -21,7 +21,7 @@ func (t *Town) setSandbox(now Time, to SandboxState, why string) {
 		s.StopReason = why
 	}
 	if to == SandboxAsleep && from.Running() {
-		s.Ref, s.HelloBy, s.DrainBy, s.Drained, s.LastHold = "", 0, 0, false, 0
+		s.Ref, s.HelloBy, s.DrainBy, s.Drained, s.LastHold, s.Leftover = "", 0, 0, false, 0, 0
 		s.StopReason = why
 		t.log(now, "sandbox.asleep", t.info.Name, "", why, "generation", strconv.FormatInt(s.Generation, 10),
 			"awake_ms", strconv.FormatInt(s.AwakeMS-s.AwakeBase, 10), "ended", s.LastHoldWas)
