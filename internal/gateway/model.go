@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -26,14 +27,30 @@ const (
 // ModelPolicy decides whether a request may use a provider. Its error's kind
 // becomes the status.
 type ModelPolicy interface {
-	ModelAccess(r *http.Request, provider string) error
+	ModelAccess(r *http.Request, provider string) (ModelGrant, error)
+}
+
+// ModelGrant says for whom a request is forwarded.
+type ModelGrant struct {
+	Town, Run string
+	Epoch     int64
+	Limited   bool // the provider refused the run, or others of its town, lately
+}
+
+// ModelConfig is what a model gateway is made of. Prefix is required.
+type ModelConfig struct {
+	Prefix     string            // of the paths: <prefix>{provider}/...
+	Limits     ModelLimits       // hears of limits; nil: nobody does
+	WaitHeader string            // header that tells of a limit: milliseconds to wait, -1 when not stated; "": none
+	Transport  http.RoundTripper // default: one with sane limits
+	Log        *slog.Logger      // default: discards
 }
 
 // model forwards requests to providers.
 type model struct {
 	providers *Providers
 	policy    ModelPolicy
-	prefix    string
+	cfg       ModelConfig
 	proxy     *httputil.ReverseProxy
 	log       *slog.Logger
 }
@@ -41,22 +58,22 @@ type model struct {
 // NewModel forwards <prefix>{provider}/... to the provider's base URL, with the
 // provider's key in place of whatever the caller sent to identify itself. What
 // it answers streams through. Redirects are refused, not followed: they could
-// lead the key elsewhere. transport and log may be nil.
-func NewModel(p *Providers, policy ModelPolicy, prefix string, transport http.RoundTripper, log *slog.Logger) http.Handler {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+// lead the key elsewhere.
+func NewModel(p *Providers, policy ModelPolicy, cfg ModelConfig) http.Handler {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if transport == nil {
-		transport = modelTransport()
+	if cfg.Transport == nil {
+		cfg.Transport = modelTransport()
 	}
-	m := &model{providers: p, policy: policy, prefix: prefix, log: log}
+	m := &model{providers: p, policy: policy, cfg: cfg, log: cfg.Log}
 	m.proxy = &httputil.ReverseProxy{
 		Rewrite:        m.rewrite,
-		Transport:      transport,
+		Transport:      cfg.Transport,
 		FlushInterval:  -1, // at once: an answer is read as it comes
-		ModifyResponse: cleanResponse,
+		ModifyResponse: m.answered,
 		ErrorHandler:   m.failed,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return m
 }
@@ -86,7 +103,8 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		m.fail(w, errs.New(errs.Invalid, "only GET and POST are forwarded"))
 		return
 	}
-	if err := m.policy.ModelAccess(r, name); err != nil {
+	grant, err := m.policy.ModelAccess(r, name)
+	if err != nil {
 		m.fail(w, err)
 		return
 	}
@@ -107,7 +125,7 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// just begun. Recorders in tests know no deadlines.
 	_ = rc.SetReadDeadline(time.Now().Add(modelBody))
 	r.Body = &endingBody{ReadCloser: http.MaxBytesReader(w, r.Body, MaxModelRequest), end: func() { _ = rc.SetReadDeadline(time.Time{}) }}
-	out := *r
+	out := *r.WithContext(context.WithValue(r.Context(), askedKey{}, asked{grant, name}))
 	out.URL = target
 	out.Header = cleanRequest(r.Header)
 	by.identify(out.Header)
@@ -117,8 +135,8 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // split takes the path apart: <prefix>{provider}/<rest>. Rest may not lead out
 // of the provider's base path, in whatever spelling.
 func (m *model) split(u *url.URL) (provider, rest string, err error) {
-	bad := errs.New(errs.Invalid, "this is no address of a model API").WithHint("use %s<provider>/...", m.prefix)
-	p, ok := strings.CutPrefix(u.EscapedPath(), m.prefix)
+	bad := errs.New(errs.Invalid, "this is no address of a model API").WithHint("use %s<provider>/...", m.cfg.Prefix)
+	p, ok := strings.CutPrefix(u.EscapedPath(), m.cfg.Prefix)
 	if !ok {
 		return "", "", bad
 	}

@@ -23,12 +23,19 @@ const modelPrefix = "/runner/v1/model/"
 
 type policyFunc func(r *http.Request, provider string) error
 
-func (f policyFunc) ModelAccess(r *http.Request, provider string) error { return f(r, provider) }
+func (f policyFunc) ModelAccess(r *http.Request, provider string) (ModelGrant, error) {
+	return ModelGrant{Town: "t1", Run: "web-aaaaa.1", Epoch: 1, Limited: true}, f(r, provider)
+}
 
 func anyone(*http.Request, string) error { return nil }
 
 // newModelLab serves the gateway in front of an upstream that calls answer.
 func newModelLab(t *testing.T, answer http.HandlerFunc) (base string, log *lockedBuffer) {
+	t.Helper()
+	return newLimitLab(t, answer, nil)
+}
+
+func newLimitLab(t *testing.T, answer http.HandlerFunc, limits ModelLimits) (base string, log *lockedBuffer) {
 	t.Helper()
 	up := httptest.NewServer(answer)
 	t.Cleanup(up.Close)
@@ -41,7 +48,8 @@ func newModelLab(t *testing.T, answer http.HandlerFunc) (base string, log *locke
 		t.Fatal(err)
 	}
 	log = &lockedBuffer{}
-	srv := httptest.NewServer(NewModel(p, policyFunc(anyone), modelPrefix, nil, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))))
+	srv := httptest.NewServer(NewModel(p, policyFunc(anyone), ModelConfig{Prefix: modelPrefix, Limits: limits, WaitHeader: "Gastown-Wait-Ms",
+		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}))
 	t.Cleanup(srv.Close)
 	return srv.URL + modelPrefix, log
 }
@@ -184,7 +192,7 @@ func TestAMissingProviderNamesTheCommand(t *testing.T) {
 
 func TestNoPathLeadsOutOfTheBase(t *testing.T) {
 	t.Parallel()
-	m := &model{prefix: modelPrefix}
+	m := &model{cfg: ModelConfig{Prefix: modelPrefix}}
 	for _, path := range []string{"", "house/../x", "house/%2e%2e/x", "house/%2E./x", "house/a%2fb", "house/a%2Fb", "house/a%5cb", "house//x", "house/a/", "house/%00",
 		"house/%252e%252e/x", "HOUSE/x", "../x", "house/a%0d%0ab", "-x/y"} {
 		u, err := url.Parse("http://gateway" + modelPrefix + path)
@@ -206,7 +214,7 @@ func FuzzModelPath(f *testing.F) {
 		if err != nil {
 			return
 		}
-		m := &model{prefix: modelPrefix}
+		m := &model{cfg: ModelConfig{Prefix: modelPrefix}}
 		provider, rest, err := m.split(u)
 		if err != nil {
 			return

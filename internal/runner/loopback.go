@@ -38,7 +38,9 @@ type tenant struct {
 	secret   [sha256.Size]byte // the hash: lengths don't show in the comparison
 	tools    http.Handler      // MCP
 	alive    func()            // called for each piece of an answer of the model
-	answered func(status int)  // called for each answer of the model; 0: the gateway was unreachable
+	// Called for each answer of the model; 0: the gateway was unreachable. wait is
+	// the header of a limit, "" without one.
+	answered func(status int, wait string)
 }
 
 // loopback serves the agents: /mcp/<run>, /git/<run>/<rig>.git/... and
@@ -199,7 +201,7 @@ func (l *loopback) model(w http.ResponseWriter, r *http.Request, rest string, t 
 // forwardHooks are told what passes; both may be nil.
 type forwardHooks struct {
 	alive    func()
-	answered func(status int)
+	answered func(status int, wait string)
 }
 
 // forward proxies without buffering. Credentials of the caller are removed,
@@ -230,7 +232,8 @@ func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, r
 				go l.renew(token)
 			}
 			if h.answered != nil {
-				h.answered(res.StatusCode)
+				h.answered(res.StatusCode, res.Header.Get(wire.HeaderWait))
+				res.Header.Del(wire.HeaderWait)
 			}
 			if h.alive != nil && res.StatusCode != http.StatusSwitchingProtocols {
 				res.Body = &livelyBody{ReadCloser: res.Body, alive: h.alive}
@@ -241,7 +244,7 @@ func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, r
 			if r.Context().Err() == nil {
 				l.log.Warn("forwarding to the server failed", "path", u.Path, "err", err)
 				if h.answered != nil {
-					h.answered(0)
+					h.answered(0, "")
 				}
 			}
 			w.Header().Set("Retry-After", "2")

@@ -174,6 +174,32 @@ func TestATurnWithoutAGatewayIsInfrastructure(t *testing.T) {
 	}
 }
 
+func TestATurnThatEndsOverALimitWaitsForItAndCostsNothing(t *testing.T) {
+	t.Parallel()
+	for header, wait := range map[string][2]int64{"3600000": {3_500_000, 3_600_000}, "-1": {0, 0}} {
+		for _, dies := range []bool{false, true} {
+			f := newTown(t)
+			f.model = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set(wire.HeaderWait, header)
+				w.WriteHeader(http.StatusTooManyRequests)
+			})
+			h := f.play(func(d *town.DesiredRun) { d.Provider = "acme" })
+			if status, _ := get(t, h.session.Spec.Model.BaseURL+"/x", "X-Api-Key", h.session.Spec.Model.Key); status != 429 {
+				t.Errorf("status %d", status)
+			}
+			if dies {
+				h.session.Exit(io.ErrUnexpectedEOF)
+			} else {
+				close(h.release)
+			}
+			e := f.awaitReport(town.ReportEnded, 0)
+			if e.Class != town.ClassLimit || e.Outcome != town.OutcomeStopped || !strings.Contains(e.Reason, "acme") || e.WaitMS < wait[0] || e.WaitMS > wait[1] {
+				t.Errorf("header %s, dies %v: ended %+v", header, dies, e)
+			}
+		}
+	}
+}
+
 func TestTheServerIsReachedThroughAUnixSocket(t *testing.T) {
 	t.Parallel()
 	f := newTown(t)

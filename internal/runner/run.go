@@ -40,6 +40,7 @@ type ending struct {
 	class   town.Class
 	reason  string
 	subject string
+	waitMS  int64 // class limit: how long it lasts; 0: nobody knows
 }
 
 func stopped(reason string) ending {
@@ -72,12 +73,13 @@ type run struct {
 	saves   context.Context // ends when a checkpoint is of no more use
 	noSaves context.CancelFunc
 
-	life       atomic.Int64 // last sign of life, UTC milliseconds
-	output     atomic.Bool  // the model (or an agent without one) ever said something
-	unanswered atomic.Bool  // the agent's latest call of a tool got no answer from the server
-	lastModel  atomic.Int32 // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
-	atRisk     atomic.Bool  // its last checkpoint failed, and that was told
-	saving     atomic.Bool  // a checkpoint of the ticker is on its way
+	life       atomic.Int64          // last sign of life, UTC milliseconds
+	output     atomic.Bool           // the model (or an agent without one) ever said something
+	unanswered atomic.Bool           // the agent's latest call of a tool got no answer from the server
+	lastModel  atomic.Int32          // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
+	atRisk     atomic.Bool           // its last checkpoint failed, and that was told
+	limited    atomic.Pointer[limit] // what the provider's last answer says of a limit; nil: nothing
+	saving     atomic.Bool           // a checkpoint of the ticker is on its way
 
 	verdictMu sync.Mutex // one verdict at a time; guards calls
 	calls     int        // verdicts that the server refused
@@ -111,8 +113,9 @@ func (n *run) alive() { n.life.Store(time.Now().UnixMilli()) }
 
 func (n *run) modelAlive() { n.alive() }
 
-func (n *run) modelAnswered(status int) {
+func (n *run) modelAnswered(status int, wait string) {
 	n.lastModel.Store(int32(status))
+	n.limited.Store(newLimit(wait, time.Now()))
 	if status >= 200 && status < 300 {
 		n.output.Store(true)
 		n.alive()
@@ -356,7 +359,7 @@ func (n *run) finish(end ending) {
 	}
 	n.story("ended", strings.TrimSpace(string(end.outcome)+" "+end.reason))
 	n.r.outbox.add(town.Report{Kind: town.ReportEnded, Run: n.key.id, Epoch: n.key.epoch,
-		Outcome: end.outcome, Class: end.class, Reason: end.reason, Subject: end.subject})
+		Outcome: end.outcome, Class: end.class, Reason: end.reason, Subject: end.subject, WaitMS: end.waitMS})
 }
 
 // save makes a checkpoint and tells of it. A failure (false) is told, not

@@ -90,6 +90,7 @@ func (t *talk) prompt(text string) {
 	t.turn = ch
 	t.turns++
 	t.n.lastModel.Store(-1)
+	t.n.limited.Store(nil)
 	t.n.alive()
 	go func() {
 		why, err := t.sess.Prompt(t.n.r.base, text)
@@ -136,6 +137,9 @@ func (t *talk) died() *ending {
 	if a := t.accepted(); a != nil {
 		return a
 	}
+	if l := t.n.limited.Load(); l != nil {
+		return l.ending(t.n.want, time.Now())
+	}
 	reason := "the agent exited"
 	if err := t.sess.Err(); err != nil {
 		reason = err.Error()
@@ -177,6 +181,9 @@ func (t *talk) turnEnded(e turnEnd) *ending {
 		t.grace = time.After(awaitVerdict)
 		t.verdict = &ending{how: endNow, outcome: town.OutcomeStopped, reason: "escalated"}
 		return nil
+	}
+	if l := t.n.limited.Load(); l != nil {
+		return l.ending(t.n.want, time.Now())
 	}
 	if end := t.modelDown(e); end != nil {
 		return end

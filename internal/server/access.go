@@ -1,8 +1,10 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"strings"
+	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/gateway"
@@ -53,16 +55,17 @@ func checkpointsOf(wip string) []string {
 
 // ModelAccess implements gateway.ModelPolicy. A request must come from a run
 // that goes on in the current sandbox, and only for the provider of that run.
-func (s *Server) ModelAccess(r *http.Request, provider string) error {
+func (s *Server) ModelAccess(r *http.Request, provider string) (gateway.ModelGrant, error) {
 	c, err := s.sandbox(nil, r)
 	if err != nil {
-		return err
+		return gateway.ModelGrant{}, err
 	}
 	run, epoch, err := runOf(r.Header.Get(wire.HeaderRun), r.Header.Get(wire.HeaderEpoch))
 	if err != nil {
-		return err
+		return gateway.ModelGrant{}, err
 	}
-	return s.currentTown(c, func(t *town.Town) error {
+	grant := gateway.ModelGrant{Town: c.Town, Run: run, Epoch: epoch}
+	err = s.currentTown(c, func(t *town.Town) error {
 		at, ok := t.Run(run)
 		switch {
 		case !ok || at.Epoch != epoch || at.Generation != c.Generation:
@@ -70,6 +73,46 @@ func (s *Server) ModelAccess(r *http.Request, provider string) error {
 		case at.Provider != provider:
 			return errs.New(errs.Forbidden, "the provider of run %s is another one", printable(run, 60))
 		}
+		grant.Limited = t.ProviderLimited(run)
 		return nil
 	})
+	return grant, err
+}
+
+// ModelLimited implements gateway.ModelLimits.
+func (s *Server) ModelLimited(g gateway.ModelGrant, provider string, wait time.Duration, reason string) {
+	in := town.Limited{Run: g.Run, Epoch: g.Epoch, Provider: provider, Reason: reason}
+	if wait != gateway.NotStated {
+		in.Until = town.At(s.now().Add(wait))
+	}
+	s.tellLimit(g, in)
+}
+
+// ModelWorks implements gateway.ModelLimits.
+func (s *Server) ModelWorks(g gateway.ModelGrant, provider string) {
+	s.tellLimit(g, town.ProviderWorks{Run: g.Run, Epoch: g.Epoch, Provider: provider})
+}
+
+const (
+	limitTellers = 64 // words about limits on their way to towns at once
+	limitTimeout = 30 * time.Second
+)
+
+// tellLimit hands a word about a limit to its town without making the agent
+// wait. One that is lost is said again by the next refused request.
+func (s *Server) tellLimit(g gateway.ModelGrant, in town.Input) {
+	select {
+	case s.tellers <- struct{}{}:
+	default:
+		s.log.Warn("too many words about limits of model providers at once: one is left out", "run", g.Run)
+		return
+	}
+	go func() {
+		defer func() { <-s.tellers }()
+		ctx, cancel := context.WithTimeout(context.Background(), limitTimeout)
+		defer cancel()
+		if err := s.hall.Do(ctx, g.Town, in); err != nil && !errs.Is(err, errs.Gone) {
+			s.log.Warn("a limit of a model provider could not be recorded", "run", g.Run, "err", err)
+		}
+	}()
 }

@@ -53,7 +53,8 @@ func (s *Server) registerRunner() {
 	handle("POST", wire.PathToken, normalBody, false, s.exchange)
 
 	s.limits[wire.PathModel] = -1
-	s.mux.Handle(wire.PathModel, gateway.NewModel(s.providers, s, wire.PathModel, s.cfg.ModelTransport, s.log))
+	s.mux.Handle(wire.PathModel, gateway.NewModel(s.providers, s, gateway.ModelConfig{
+		Prefix: wire.PathModel, Limits: s, WaitHeader: wire.HeaderWait, Transport: s.cfg.ModelTransport, Log: s.log}))
 	if s.cfg.Git != nil {
 		s.limits[wire.PathGit] = -1
 		s.mux.Handle(wire.PathGit, s.cfg.Git(s))

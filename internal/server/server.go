@@ -34,6 +34,8 @@ type Server struct {
 	stopOnce sync.Once
 	stopping chan struct{} // closed when streams must end
 
+	tellers chan struct{} // holds a token for each word about a limit that is on its way
+
 	places places
 	taps   taps
 	adding keyed // one rig is added, or one town imported, at a time under a name
@@ -63,7 +65,7 @@ func New(cfg Config) (*Server, error) {
 		providers: gateway.NewProviders(cfg.Secrets),
 		mux:       http.NewServeMux(),
 		long:      map[string]bool{}, limits: map[string]int64{}, streamed: map[string]bool{},
-		stopping: make(chan struct{}),
+		stopping: make(chan struct{}), tellers: make(chan struct{}, limitTellers),
 	}
 	s.metrics = newMetrics(s)
 	s.openAPI()

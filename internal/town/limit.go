@@ -47,6 +47,17 @@ func (t *Town) worksAgain(now Time, in ProviderWorks) error {
 	return nil
 }
 
+// ProviderLimited reports whether the provider of a run was limited and has not
+// answered since, as far as anyone knows.
+func (t *Town) ProviderLimited(run string) bool {
+	r := t.runs[run]
+	if r == nil {
+		return false
+	}
+	br := t.breakers[limitSubject(r)]
+	return br != nil && br.Limit
+}
+
 // providerWorks forgets a limit that is over, now that something came through.
 // While one holds, an answer to a request from before it proves nothing.
 func (t *Town) providerWorks(now Time, subject string) {

@@ -35,6 +35,10 @@ const (
 	HeaderEpoch = "Gastown-Epoch"
 )
 
+// HeaderWait marks an answer of the model path that is a limit of the provider:
+// for how many milliseconds, or -1 when the provider does not say.
+const HeaderWait = "Gastown-Wait-Ms"
+
 // Environment of the runner inside its sandbox. The token comes on file
 // descriptor 3.
 const (
