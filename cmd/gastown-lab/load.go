@@ -24,6 +24,7 @@ what:
   create   durable bead creations per second over HTTP
   memory   what an awake town with 8 runs costs the server in memory
   recover  a server with awake towns is killed: how soon the next one has them all again
+  doctor   an examination of a server with many sleeping towns
   town     a town of 10,000 beads: load, one change
   all      all of them, as a table with targets
 
@@ -65,7 +66,7 @@ func runLoad(args []string, out, errOut io.Writer) int {
 		return 2
 	}
 	measure, ok := map[string]func(*loadFlags) func(context.Context, *lab.Place) (any, error){
-		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "recover": loadRecover, "town": loadTown, "all": loadAll,
+		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "recover": loadRecover, "doctor": loadDoctor, "town": loadTown, "all": loadAll,
 	}[args[0]]
 	if !ok {
 		fmt.Fprintf(errOut, "gastown-lab load: unknown measurement %q\n%s", args[0], loadUsage)
@@ -138,6 +139,17 @@ func loadIdle(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
 		}
 		return lab.MeasureIdle(ctx, lab.IdleOptions{Place: p, Towns: *towns, Beads: *beads, For: *length, Note: f.note,
 			Args: []string{"--set", "alarm.idle_interval=" + interval.String()}})
+	}
+}
+
+func loadDoctor(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
+	towns := f.set.Int("towns", 100_000, "number of sleeping towns")
+	beads := f.set.Int("beads", 3, "closed beads of each")
+	return func(ctx context.Context, p *lab.Place) (any, error) {
+		if err := errors.Join(within("towns", *towns, 1, 5_000_000), within("beads", *beads, 0, 100)); err != nil {
+			return nil, err
+		}
+		return lab.MeasureDoctor(ctx, lab.DoctorOptions{Place: p, Towns: *towns, Beads: *beads, Note: f.note})
 	}
 }
 

@@ -185,6 +185,7 @@ type look struct {
 	began time.Time
 	towns map[string]known // by id
 	load  map[string]bool  // ids of towns worth loading
+	repos []hub.ID
 	found []finding
 	rep   api.DoctorReport
 }

@@ -146,37 +146,50 @@ func (l *look) slots(ctx context.Context) error {
 // rigs finds rigs whose repository is gone.
 func (l *look) rigs(ctx context.Context) error {
 	l.phase("repositories", 0)
+	ids, err := l.cfg.Hub.List()
+	if err != nil {
+		return err
+	}
+	l.repos = ids
+	there := make(map[hub.ID]bool, len(ids))
+	for _, id := range ids {
+		there[id] = true
+	}
+	var missing []store.RigIndex
 	lastTown, lastRig := "", ""
 	for {
 		rigs, err := l.cfg.Store.AllRigs(ctx, lastTown, lastRig, page)
 		if err != nil {
 			return err
 		}
-		// Listed after the rigs: a repository comes before its rig.
-		there, err := l.hubIDs()
-		if err != nil {
-			return err
-		}
 		for _, r := range rigs {
 			lastTown, lastRig = r.Town, r.Rig
-			if there[hub.ID{Town: r.Town, Rig: r.Rig}] || l.o.Town != "" && l.o.Town != r.Town || l.leaving(ctx, r) {
-				continue
+			if !there[hub.ID{Town: r.Town, Rig: r.Rig}] && (l.o.Town == "" || l.o.Town == r.Town) {
+				missing = append(missing, r)
 			}
-			l.add(l.problem(r.Town, "rig.empty", r.Rig, "its repository is gone from the server", "work on the rig fails, and commits that were not pushed upstream are lost", "restore the hub's directory from a backup, or remove the rig and add it anew"))
 		}
 		if len(rigs) < page {
-			return nil
+			return l.empty(ctx, missing)
 		}
 	}
 }
 
-func (l *look) hubIDs() (map[hub.ID]bool, error) {
-	ids, err := l.cfg.Hub.List()
-	out := make(map[hub.ID]bool, len(ids))
-	for _, id := range ids {
-		out[id] = true
+// empty looks again at rigs whose repository was not there: one may have been
+// added since.
+func (l *look) empty(ctx context.Context, missing []store.RigIndex) error {
+	if len(missing) == 0 {
+		return nil
 	}
-	return out, err
+	ids, err := l.cfg.Hub.List()
+	if err != nil {
+		return err
+	}
+	for _, r := range missing {
+		if !slices.Contains(ids, hub.ID{Town: r.Town, Rig: r.Rig}) && !l.leaving(ctx, r) {
+			l.add(l.problem(r.Town, "rig.empty", r.Rig, "its repository is gone from the server", "work on the rig fails, and commits that were not pushed upstream are lost", "restore the hub's directory from a backup, or remove the rig and add it anew"))
+		}
+	}
+	return nil
 }
 
 // leaving reports whether a rig is being removed, or its town.
@@ -201,10 +214,7 @@ func unreadable(t *town.Town, rig string) bool {
 
 // repositories finds references of beads that are ended or never were.
 func (l *look) repositories(ctx context.Context) error {
-	ids, err := l.cfg.Hub.List()
-	if err != nil {
-		return err
-	}
+	ids := l.repos
 	if l.o.Town != "" {
 		ids = slices.DeleteFunc(ids, func(id hub.ID) bool { return id.Town != l.o.Town })
 	}
@@ -222,7 +232,7 @@ func (l *look) repositories(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err != nil && !errs.Is(err, errs.NotFound) {
+		if err != nil && !(errs.Is(err, errs.NotFound) && l.leaving(ctx, store.RigIndex{Town: id.Town, Rig: id.Rig})) {
 			l.add(l.problem(id.Town, "rig.unreadable", id.Rig, "its repository can't be read: "+oneLine(err), "work on the rig fails", "the server's log says more; restore the hub's directory from a backup"))
 		}
 	}

@@ -44,6 +44,7 @@ func TestScripts(t *testing.T) {
 			"refused": wantRefused,
 			"titles":  badTitles,
 			"files":   townFiles,
+			"damage":  damageStore,
 		},
 	})
 }

@@ -70,7 +70,7 @@ func (d *examination) info(check, subject, what, means, fix string) {
 
 func (d *examination) rows() {
 	for _, q := range d.t.bad {
-		fix := "a newer version may read it; gastown doctor --fix " + q.Name() + " deletes it for good"
+		fix := "a newer version may read it; gastown doctor --fix --town " + d.t.info.Name + " " + q.Name() + " deletes it for good"
 		d.problem("row.quarantined", q.Name(), q.Error, "the row is kept as it is and changes nothing; the rest of the town goes on without it", fix, false)
 	}
 	for k, why := range d.t.odd {
