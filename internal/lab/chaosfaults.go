@@ -64,12 +64,22 @@ func (c *chaos) round(random *rand.Rand, n int) []fault {
 	return out
 }
 
+// landingFor is how long a fault waits for a push to land, in whose middle it happens.
+const landingFor = 4 * time.Second
+
 func (c *chaos) killServer(ctx context.Context, random *rand.Rand) bool {
-	if random.IntN(3) > 0 {
+	when := random.IntN(3)
+	if when > 0 { // else it may be about to start
 		if _, err := c.keeper.ready(ctx); err != nil {
 			return false
 		}
-	} // else it may be about to start
+	}
+	if when > 1 {
+		c.remote.landed(ctx, landingFor)
+		if wait(ctx, between(random, 0, 350*time.Millisecond)) != nil {
+			return false
+		}
+	}
 	if !c.keeper.kill() {
 		return false
 	}
@@ -261,6 +271,9 @@ func (c *chaos) disturb(ctx context.Context) {
 }
 
 func (c *chaos) outage(ctx context.Context, random *rand.Rand) {
+	if random.IntN(2) == 0 {
+		c.remote.landed(ctx, landingFor)
+	}
 	if err := c.remote.down(); err != nil {
 		c.o.Note("the remote did not go down: %v", err)
 	}

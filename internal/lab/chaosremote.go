@@ -29,9 +29,33 @@ type remote struct {
 	dir  string // of everything
 	bare string
 	addr string
+	// landing is a file that is written anew when a push of the server has landed
+	// and is not answered yet.
+	landing string
 
 	mu  sync.Mutex // guards srv
 	srv *http.Server
+}
+
+// slowHook makes the remote slow to answer once a push has landed, as forges
+// are: the moment in which it is easiest to do something twice.
+const slowHook = `#!/bin/sh
+[ -n "$GIT_HTTP_EXPORT_ALL" ] || exit 0
+echo > '%s'
+sleep 0.3
+`
+
+// landed waits until the server has pushed something and has no answer yet, at
+// most for limit.
+func (r *remote) landed(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	begin := time.Now()
+	for wait(ctx, 5*time.Millisecond) == nil {
+		if st, err := os.Stat(r.landing); err == nil && st.ModTime().After(begin) {
+			return
+		}
+	}
 }
 
 // newRemote makes a repository with one commit and serves it.
@@ -52,6 +76,10 @@ func newRemote(ctx context.Context, dir string) (*remote, error) {
 		if _, err := r.git(ctx, args...); err != nil {
 			return nil, err
 		}
+	}
+	r.landing = filepath.Join(dir, "landing")
+	if err := os.WriteFile(filepath.Join(r.bare, "hooks", "post-receive"), []byte(fmt.Sprintf(slowHook, r.landing)), 0o700); err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "writing a hook")
 	}
 	// An address of its own keeps the port free for us while nobody listens there.
 	r.addr = fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(250), rand.IntN(256), 1+rand.IntN(250))
