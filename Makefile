@@ -31,7 +31,7 @@ test: ## run all tests; RACE=required insists on the race detector
 	tools/test '$(RACE)'
 
 e2e: build agents ## run the end to end tests with real coding agents
-	GASTOWN_TEST_OPENCODE='$(AGENTBIN)/opencode' GASTOWN_TEST_AGENTS='$(AGENTBIN)' go test -tags e2e -timeout 10m ./internal/e2e/... ./internal/agent/agenttest/
+	GASTOWN_TEST_OPENCODE='$(AGENTBIN)/opencode' GASTOWN_TEST_AGENTS='$(AGENTBIN)' go test -tags e2e -timeout 20m ./internal/e2e/... ./internal/agent/agenttest/
 
 image: build ## build the image gastown:local for sandboxes in containers; AGENTS=build/agents brings agents in
 	bin/gastown-lab image $(if $(AGENTS),--agents '$(AGENTS)')
