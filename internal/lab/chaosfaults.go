@@ -68,7 +68,7 @@ func (c *chaos) round(random *rand.Rand, n int) []fault {
 const landingFor = 4 * time.Second
 
 func (c *chaos) killServer(ctx context.Context, random *rand.Rand) bool {
-	when := random.IntN(3)
+	when := random.IntN(4)
 	if when > 0 { // else it may be about to start
 		if _, err := c.keeper.ready(ctx); err != nil {
 			return false
