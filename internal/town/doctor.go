@@ -148,7 +148,7 @@ func (d *examination) runs() {
 			d.problem("run.lease", r.ID, fmt.Sprintf("it is of generation %d of the sandbox, and the latest was %d", r.Generation, s.Generation), "it has no lease from anybody", "the town mends it at its next look", true)
 		case d.t.talking() && !d.t.silent(d.now) && r.Generation == s.Generation && (r.LeaseUntil == 0 || r.LeaseUntil < d.now.Add(-late)):
 			d.problem("run.lease", r.ID, "its lease ended at "+r.LeaseUntil.String()+" and it goes on", "nobody speaks of it and nobody ended it: an alarm was missed", "the town is looked at now", true)
-		case r.State == RunDraining && r.StopAt.Add(stopPatience) < d.now.Add(-late):
+		case r.State == RunDraining && !d.t.silent(d.now) && r.StopAt.Add(stopPatience) < d.now.Add(-late):
 			d.problem("run.lease", r.ID, "it was to end at "+r.StopAt.String()+" and did not", "it holds its sandbox awake: an alarm was missed", "the town is looked at now", true)
 		}
 	}

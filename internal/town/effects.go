@@ -129,8 +129,8 @@ func (t *Town) needsFetch(r *Rig, now Time) bool {
 	if wait := t.rigWaits(r, now); wait.Kind != "" && wait.Kind != waitFetch {
 		return false
 	}
-	b, _ := t.firstReady(r, now)
-	return b != nil
+	b, _, alone := t.firstReady(r, now)
+	return b != nil && !alone
 }
 
 func (t *Town) mergeEffects(b *Bead, r *Rig, now Time, add adder) {

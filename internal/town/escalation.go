@@ -16,7 +16,7 @@ type Cause string
 const (
 	CauseFailed    Cause = "bead.failed"    // attempts used up, until the bead is reopened, closed or cancelled
 	CauseEscalated Cause = "bead.escalated" // its agent asks a person, until the bead is reopened, closed or cancelled
-	CauseStuck     Cause = "bead.stuck"     // no sign of life even after a restart, until an agent gives a verdict
+	CauseStuck     Cause = "bead.stuck"     // no sign of life even after a restart, or no verdict within its time limit, until an agent gives one
 	CauseBreaker   Cause = "breaker.open"   // failed noticeFails times in a row, until it works again or a person resets it
 	CauseMany      Cause = "many"           // more escalations than are kept one by one
 )

@@ -189,6 +189,9 @@ func (w *world) crash() {
 	w.flight = map[string]Effect{}
 	w.boot++
 	t.VoidClaims(fmt.Sprintf("boot%d", w.boot))
+	if len(t.claims) > 0 {
+		fail("claims of the dead process are left: %v", t.Claims())
+	}
 	if err := w.in(Unheard{}); err != nil {
 		fail("unheard: %v", err)
 	}

@@ -51,6 +51,7 @@ func (t *Town) refused(now Time, in Refused) error {
 		return nil
 	}
 	r.Refused++
+	r.RefusedWhy = plain(in.Why, 500)
 	t.mark(kindRun, r.ID)
 	t.log(now, "run.refused", r.ID, r.Agent, plain(in.Why, 500), "bead", r.Bead)
 	if r.Refused >= maxRefusals {

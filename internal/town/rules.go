@@ -167,6 +167,7 @@ func (t *Town) ruleStuck(now Time) bool {
 		switch {
 		case t.overtime(r, now):
 			t.stopRun(r, now, stopLimit)
+			t.tookTooLong(r, now)
 		case now < r.WaitUntil:
 			continue
 		case idle >= t.duration("stuck.restart_after", b, rig):
@@ -186,6 +187,14 @@ func (t *Town) ruleStuck(now Time) bool {
 		moved = true
 	}
 	return moved
+}
+
+// tookTooLong tells people of a run that used up its time.
+func (t *Town) tookTooLong(r *Run, now Time) {
+	if b := t.beads[r.Bead]; b != nil && r.SpawnedAt != 0 && b.Status != BeadFailed {
+		limit := t.duration("run.time_limit", b, t.rigs[r.Rig])
+		t.escalate(now, CauseStuck, b.ID, b.Title+": its agent gave no verdict within "+limit.String()+" (run.time_limit)")
+	}
 }
 
 func (t *Town) overtime(r *Run, now Time) bool {
@@ -256,27 +265,45 @@ func (t *Town) sortedRigs() []*Rig {
 func (t *Town) ruleDispatch(now Time) bool {
 	var best *Bead
 	var bestKey ticket
+	var alone bool
 	for _, r := range t.sortedRigs() {
-		if wait := t.rigWaits(r, now); wait.Kind != "" {
-			continue
-		}
-		b, k := t.firstReady(r, now)
+		b, k, a := t.candidate(r, now)
 		if b != nil && (best == nil || k.compare(bestKey) < 0) {
-			best, bestKey = b, k
+			best, bestKey, alone = b, k, a
 		}
 	}
-	if best == nil {
+	if best == nil || alone {
 		return false
 	}
 	t.startRun(best, t.rigs[best.Rig], now)
 	return true
 }
 
-// firstReady is the most urgent bead of a rig that could start now.
-func (t *Town) firstReady(r *Rig, now Time) (*Bead, ticket) {
+// candidate is the bead of a rig whose turn it is, if the rig may start one.
+// With alone it can't start yet, and nobody behind it may pass, on any rig, or
+// others would keep it waiting for ever: it waits to run alone, or is about to
+// and waits for the newest tip.
+func (t *Town) candidate(r *Rig, now Time) (b *Bead, k ticket, alone bool) {
+	wait := t.rigWaits(r, now).Kind
+	if wait != "" && wait != waitFetch {
+		return nil, ticket{}, false
+	}
+	b, k, alone = t.firstReady(r, now)
+	if wait == waitFetch {
+		if b == nil || !b.suspect() {
+			return nil, ticket{}, false
+		}
+		alone = true
+	}
+	return b, k, alone
+}
+
+// firstReady is the most urgent bead of a rig that could start now. One that
+// waits to run alone is returned, too, with alone.
+func (t *Town) firstReady(r *Rig, now Time) (b *Bead, k ticket, alone bool) {
 	q := t.ix.ready[r.Name]
 	if q == nil {
-		return nil, ticket{}
+		return nil, ticket{}, false
 	}
 	usualBroken := t.broken("agent/"+t.text("agent", nil, r), now)
 	if p := t.text("provider", nil, r); p != "" && t.broken("provider/"+p, now) {
@@ -288,14 +315,11 @@ func (t *Town) firstReady(r *Rig, now Time) (*Bead, ticket) {
 			continue
 		}
 		wait := t.beadWaits(b, r, now)
-		if wait.Kind == "" {
-			return b, k
-		}
-		if wait.Kind == waitAlone && b.suspect() {
-			break // nobody may overtake it for ever
+		if wait.Kind == "" || wait.Kind == waitAlone && b.suspect() {
+			return b, k, wait.Kind != ""
 		}
 	}
-	return nil, ticket{}
+	return nil, ticket{}, false
 }
 
 // finished tells people when a town has done all its work.

@@ -57,8 +57,9 @@ type Run struct {
 	SaveErrorAt Time   `json:"save_error_at,omitempty"` // since when they fail
 	SaveNotes   int    `json:"save_notes,omitempty"`    // failures that the ledger tells of
 
-	Refused int `json:"refused,omitempty"` // how often its evidence was refused
-	Stuck   int `json:"stuck,omitempty"`   // steps of the ladder for stuck agents taken
+	Refused    int    `json:"refused,omitempty"`     // how often its evidence was refused
+	RefusedWhy string `json:"refused_why,omitempty"` // the latest time
+	Stuck      int    `json:"stuck,omitempty"`       // steps of the ladder for stuck agents taken
 
 	// StopClass is limit when it is stopped because something is used up or limited.
 	StopClass Class `json:"stop_class,omitempty"`

@@ -108,6 +108,9 @@ func (t *Town) endRun(r *Run, now Time, o Outcome, c Class, reason string) {
 	if r.Verdict != "" {
 		o, c, reason = r.Verdict, "", ""
 	}
+	if c == ClassWork && r.RefusedWhy != "" {
+		reason += "; its last done was refused: " + r.RefusedWhy
+	}
 	reason = plain(reason, MaxReason)
 	t.bookUntil(now)
 	delete(t.runs, r.ID)
@@ -350,7 +353,11 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 		t.endRun(r, now, o, ClassInfra, reason)
 		return
 	}
+	late := r.Verdict == "" && t.overtime(r, now.Add(stopPatience)) // the runner keeps the limit, too
 	t.endRun(r, now, o, ClassWork, reason)
+	if late {
+		t.tookTooLong(r, now)
+	}
 }
 
 // freeStops is how many runs of a bead in a row a sandbox may stop unasked, as one

@@ -91,24 +91,18 @@ func (t *Town) why(b *Bead, now Time) Reason {
 	if w.Kind != "" {
 		return w
 	}
-	if o := t.ahead(b, r, now); o != nil {
+	if o := t.ahead(b, now); o != nil {
 		return waits(waitAlone, o.ID, 0, "%s is ahead and waits to run alone, because the sandbox was lost twice while it ran", o.ID)
 	}
 	return Reason{State: Runnable, Text: "it is next"}
 }
 
-// ahead is the bead before b in its rig's queue that waits to run alone, or nil.
-func (t *Town) ahead(b *Bead, r *Rig, now Time) *Bead {
-	q := t.ix.ready[r.Name]
-	if q == nil || len(t.runs) == 0 {
-		return nil
-	}
-	for _, k := range *q {
-		o := t.beads[k.id]
-		if o == b {
-			return nil
-		}
-		if o.suspect() && t.beadWaits(o, r, now).Kind == waitAlone {
+// ahead is the bead before b, on its own or another rig, that waits to run
+// alone, or nil.
+func (t *Town) ahead(b *Bead, now Time) *Bead {
+	_, own := t.place(b)
+	for _, rig := range t.sortedRigs() {
+		if o, k, alone := t.candidate(rig, now); alone && k.compare(own) < 0 {
 			return o
 		}
 	}
@@ -309,6 +303,9 @@ func (t *Town) whyMerge(b *Bead, now Time) Reason {
 		return waits(waitMerge, "", 0, "waits for its turn to be merged")
 	case MergeWaiting:
 		if m.Pushed {
+			if t.checkDue(b, r, now) {
+				return Reason{State: Active, Kind: "merge", Text: "the server looks whether " + r.Target + " contains " + short(b.Commit)}
+			}
 			next := m.CheckedAt.Add(t.duration("branch.poll_interval", nil, r))
 			return waits(waitBranch, b.Branch, next, "branch %s is upstream: it waits until %s contains %s; looked for again at %s (gastown retry %s looks now)",
 				b.Branch, r.Target, short(b.Commit), next, b.ID)
