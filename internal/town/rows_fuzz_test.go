@@ -3,6 +3,7 @@ package town
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -399,5 +400,55 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		survives(t, decoded, now)
+	})
+}
+
+// FuzzOneBadRow changes one row of a town at work: the town loads, settles, and
+// all rows that don't depend on the changed one are there.
+func FuzzOneBadRow(f *testing.F) {
+	d, _ := atWork(f, oneGate)
+	d.bead("web-bbbbb")
+	d.do(SetTown{By: "ann", Set: Settings{"notify.url": "https://hooks.example/x"}})
+	d.done("web-aaaaa")
+	keys := slices.Sorted(maps.Keys(d.rows))
+	for i, k := range keys {
+		body := d.rows[k]
+		f.Add(uint8(i), body)
+		for _, s := range []string{"", "null", "{}", "[]", `{"id":`, string(body) + "x", strings.Replace(string(body), `":"`, `":7,"x":"`, 1),
+			strings.Replace(string(body), `"status":"`, `"status":"un`, 1), strings.Replace(string(body), `"state":"`, `"state":"un`, 1), strings.Replace(string(body), `"id":"`, `"id":"x`, 1),
+			strings.ReplaceAll(string(body), `1`, `9223372036854775807`), strings.ReplaceAll(string(body), `:1`, `:-1`)} {
+			f.Add(uint8(i), []byte(s))
+		}
+	}
+	now := d.now
+	f.Fuzz(func(t *testing.T, which uint8, body []byte) {
+		changed := keys[int(which)%len(keys)]
+		var rows []Row
+		for _, k := range keys {
+			kind, id, _ := strings.Cut(k, " ")
+			b := d.rows[k]
+			if k == changed {
+				b = body
+			}
+			rows = append(rows, Row{kind, id, b})
+		}
+		town, err := Decode("tn1", rows, nil)
+		what, _, _ := strings.Cut(changed, " ")
+		if err != nil {
+			if what != "town" {
+				t.Fatalf("a bad row of kind %s makes the town unreadable: %v", what, err)
+			}
+			return
+		}
+		for _, r := range rows {
+			switch {
+			case r.Kind+" "+r.ID == changed, what == "rig", r.Kind == "run" && (what == "bead" || what == "town"):
+				continue // it is the bad one, or depends on it
+			}
+			if slices.ContainsFunc(town.Quarantined(), func(q Quarantined) bool { return q.Kind == r.Kind && q.ID == r.ID }) {
+				t.Fatalf("%s is bad, and %s %s is in quarantine: %v", changed, r.Kind, r.ID, town.Quarantined())
+			}
+		}
+		survives(t, town, now)
 	})
 }
