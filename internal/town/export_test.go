@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -543,4 +544,40 @@ func fixed(raw, good []byte) []byte {
 		return raw
 	}
 	return append(out, append(end, '\n')...)
+}
+
+// TestEveryFieldIsExportedOrLeftOutOnPurpose reminds who adds a field that it
+// may have to move with a town.
+func TestEveryFieldIsExportedOrLeftOutOnPurpose(t *testing.T) {
+	for _, c := range []struct {
+		stored, exported any
+		leftOut          []string
+	}{
+		{Bead{}, ExportBead{}, []string{"branch", "start", "checkpoint", "checkpoint_ref", "session", "session_epoch", "interrupted", "merge", "merge_n", "conflict_tip", "last_call", "refs"}},
+		{Rig{}, ExportRig{}, []string{"secret", "state", "tip", "fetched_at"}},
+		{RunRecord{}, ExportRun{}, nil},
+		{Failure{}, ExportFailure{}, nil},
+		{Proof{}, ExportProof{}, nil},
+		{Entry{}, ExportEntry{}, nil},
+	} {
+		names := func(v any) map[string]bool {
+			out := map[string]bool{}
+			for i := range reflect.TypeOf(v).NumField() {
+				name, _, _ := strings.Cut(reflect.TypeOf(v).Field(i).Tag.Get("json"), ",")
+				out[name] = true
+			}
+			return out
+		}
+		stored, exported := names(c.stored), names(c.exported)
+		for name := range stored {
+			if !exported[name] && !slices.Contains(c.leftOut, name) {
+				t.Errorf("%T.%s is not exported: carry it (export.go, importer.go), or name it here", c.stored, name)
+			}
+		}
+		for _, name := range c.leftOut {
+			if !stored[name] || exported[name] {
+				t.Errorf("%T.%s is said to be left out", c.stored, name)
+			}
+		}
+	}
 }
