@@ -31,3 +31,22 @@ type CloneRig struct {
 	URL      string `json:"url,omitempty" doc:"Another place of the repository; default: as imported."`
 	GitToken string `json:"git_token,omitempty" doc:"Credential for the repository. Stays on the server, never returned."`
 }
+
+// ImportBead is a line of a list of beads to be created.
+type ImportBead struct {
+	Name      string            `json:"name,omitempty" doc:"By which other lines name it in blocked_by."`
+	Title     string            `json:"title" doc:"One line, at most 300 bytes."`
+	Body      string            `json:"body,omitempty" doc:"At most 256 KiB."`
+	Priority  *int              `json:"priority,omitempty" doc:"0 is most urgent, 4 least; default 2."`
+	Labels    []string          `json:"labels,omitempty"`
+	BlockedBy []string          `json:"blocked_by,omitempty" doc:"Names of other lines, or ids of beads."`
+	Settings  map[string]string `json:"settings,omitempty"`
+}
+
+// ImportedBead is a bead that was created of a line.
+type ImportedBead struct {
+	Line  int    `json:"line"`
+	Name  string `json:"name,omitempty"`
+	ID    string `json:"id"`
+	Title string `json:"title"`
+}

@@ -130,7 +130,7 @@ func changed(cmd *cobra.Command, but ...string) string {
 
 func (a *invocation) beadCmd() *cobra.Command {
 	g := a.group("bead", "Beads (work items): create, list, show, edit, dep, close, cancel, reopen, release", "")
-	g.AddCommand(a.beadCreateCmd(), a.beadListCmd(), a.beadShowCmd(), a.beadEditCmd(), a.beadDepCmd(), a.beadReleaseCmd(),
+	g.AddCommand(a.beadCreateCmd(), a.beadImportCmd(), a.beadListCmd(), a.beadShowCmd(), a.beadEditCmd(), a.beadDepCmd(), a.beadReleaseCmd(),
 		a.beadMoveCmd("close", "Close a bead on your word", (*client.Client).CloseBead),
 		a.beadMoveCmd("cancel", "Stop a bead until somebody reopens it", (*client.Client).CancelBead),
 		a.beadMoveCmd("reopen", "Open a finished or escalated bead again", (*client.Client).ReopenBead))

@@ -225,3 +225,41 @@ func (a *invocation) rigCloneCmd() *cobra.Command {
 	cmd.Flags().StringVar(&tokenFile, "git-token-file", "", "file with the token for the repository; - for stdin")
 	return cmd
 }
+
+const maxBeadFile = 16 << 20
+
+func (a *invocation) beadImportCmd() *cobra.Command {
+	var in, rig string
+	var sling bool
+	cmd := a.withJSON(a.command("import FILE", "Create many beads of JSON lines; - for stdin", func(ctx context.Context, args []string) error {
+		text, err := a.textFile("list of beads", args[0], maxBeadFile)
+		if err != nil {
+			return err
+		}
+		c, err := a.connect()
+		if err != nil {
+			return err
+		}
+		in, rig, err := placeOf(ctx, c, in, rig)
+		if err != nil {
+			return err
+		}
+		made, err := c.ImportBeads(ctx, in, rig, []byte(text), sling)
+		if err != nil {
+			return err
+		}
+		if a.json {
+			return a.printJSON(made)
+		}
+		for _, b := range made {
+			if err := a.say("%s  %s", b.ID, cell(b.Title)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	cmd.Flags().StringVar(&in, "town", "", "the town (default: that of the rig)")
+	cmd.Flags().StringVar(&rig, "rig", "", "the rig (default: the only one)")
+	cmd.Flags().BoolVar(&sling, "sling", false, "let work on them begin (default: they wait until they are slung)")
+	return cmd
+}

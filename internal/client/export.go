@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -114,7 +115,7 @@ func (c *Client) ImportTown(ctx context.Context, in Import) (api.Imported, error
 	key := rand.Text()
 	file, err := in.Open()
 	for try := 1; err == nil; try++ {
-		out, again, failed := c.send(ctx, r, file, key)
+		out, again, failed := send[api.Imported](ctx, c, r, file, key)
 		if failed == nil || !again || ctx.Err() != nil || try == maxTries || c.wait(ctx, pauseBefore(failed, try)) != nil {
 			return out, failed
 		}
@@ -125,9 +126,29 @@ func (c *Client) ImportTown(ctx context.Context, in Import) (api.Imported, error
 	return api.Imported{}, err
 }
 
+// ImportBeads creates the beads of JSON lines, all or none. Unless sling is set
+// they wait until they are slung.
+func (c *Client) ImportBeads(ctx context.Context, town, rig string, lines []byte, sling bool) ([]api.ImportedBead, error) {
+	q := url.Values{}
+	if rig != "" {
+		q.Set("rig", rig)
+	}
+	if sling {
+		q.Set("sling", "true")
+	}
+	r := request{method: http.MethodPost, path: at("towns", town, "beads", "import"), query: q}
+	key := rand.Text()
+	for try := 1; ; try++ {
+		out, again, err := send[api.List[api.ImportedBead]](ctx, c, r, io.NopCloser(bytes.NewReader(lines)), key)
+		if err == nil || !again || ctx.Err() != nil || try == maxTries || c.wait(ctx, pauseBefore(err, try)) != nil {
+			return out.Items, err
+		}
+	}
+}
+
 // send is one try of an import; again says that another may succeed. It closes
 // the file.
-func (c *Client) send(ctx context.Context, r request, file io.ReadCloser, key string) (out api.Imported, again bool, err error) {
+func send[T any](ctx context.Context, c *Client, r request, file io.ReadCloser, key string) (out T, again bool, err error) {
 	defer file.Close()
 	req, err := c.buildBody(ctx, r, c.base+r.path+"?"+r.query.Encode(), file)
 	if err != nil {

@@ -117,17 +117,10 @@ func (s *Server) createIn(ctx context.Context, p place, req api.CreateBead, k Id
 	if req.Priority != nil {
 		cmd.Priority = *req.Priority
 	}
-	if cmd.Rig == "" {
-		if len(p.rigs) != 1 {
-			return nil, errs.New(errs.Invalid, "rig is missing, and the town has %d rigs", len(p.rigs)).WithHint("gastown rig list shows them; gastown rig add makes one")
-		}
-		for name := range p.rigs {
-			cmd.Rig = name
-		}
-	}
-	prefix, ok := p.rigs[cmd.Rig]
-	if !ok {
-		return nil, errs.New(errs.NotFound, "no rig %s in the town", printable(cmd.Rig, 60)).WithHint("gastown rig list shows those that exist")
+	var prefix string
+	var err error
+	if cmd.Rig, prefix, err = p.rig(req.Rig); err != nil {
+		return nil, err
 	}
 	hash := digest(ctx, "create-bead", p.id)
 	for try := 1; ; try++ {

@@ -29,6 +29,9 @@ func (s *Server) registerExport() {
 	add(s, op{method: "POST", path: "/towns/import", id: "import-town", tag: "towns", summary: "Make a town of an export", status: 201,
 		errors: []int{409, 413}, linesIn: true, result: api.Imported{},
 		detail: "The whole file is checked before anything is changed. The town is paused unless start is given, and its rigs wait until they are cloned. A dry run answers 200."}, s.importTown)
+	add(s, op{method: "POST", path: "/towns/{town}/beads/import", id: "import-beads", tag: "beads", summary: "Create many beads at once", status: 201,
+		errors: []int{404, 409, 413}, linesIn: true, linesLimit: maxImportBeads, result: api.List[api.ImportedBead]{},
+		detail: "The body is JSON lines, each an ImportBead. All are created, or none: an error names the line."}, s.importBeads)
 	add(s, op{method: "POST", path: "/towns/{town}/rigs/{rig}/clone", id: "clone-rig", tag: "rigs", summary: "Clone the repository of an imported rig",
 		long: true, errors: []int{404, 409}, result: api.Rig{}}, s.cloneRig)
 }

@@ -36,6 +36,7 @@ type op struct {
 	stream       any    // the data of a stream of events
 	raw          any    // type of a body that the handler decodes itself
 	linesIn      bool   // the body is JSON lines, which the handler reads itself
+	linesLimit   int64  // bytes of such a body that are read beforehand; 0: the handler reads it as it comes
 	linesOut     bool   // the answer is JSON lines
 	result       any    // type of a body that the handler encodes itself
 }
@@ -107,12 +108,15 @@ func (s *Server) describe(o op) huma.Operation {
 	lines := map[string]*huma.MediaType{api.LinesType: {Schema: &huma.Schema{Type: huma.TypeString}}}
 	if o.linesIn {
 		h.RequestBody = &huma.RequestBody{Required: true, Content: lines}
-		s.streamed[strings.ToUpper(o.method)+" "+h.Path] = true
+		pattern := strings.ToUpper(o.method) + " " + h.Path
+		if s.streamed[pattern] = o.linesLimit == 0; o.linesLimit > 0 {
+			s.limits[pattern] = o.linesLimit
+		}
 	}
 	if o.linesOut {
 		h.Responses[ok] = &huma.Response{Description: "JSON lines, the format of which docs/export.md describes.", Content: lines}
 	}
-	if o.long || o.stream != nil || o.linesIn || o.linesOut {
+	if o.long || o.stream != nil || o.linesIn && o.linesLimit == 0 || o.linesOut {
 		s.long[strings.ToUpper(o.method)+" "+h.Path] = true
 	}
 	return h

@@ -77,9 +77,14 @@ func (t *Town) createBead(now Time, in CreateBead) error {
 	if r == nil {
 		return noRig(in.Rig)
 	}
-	if err := t.checkNewBead(in, r); err != nil {
+	if err := t.checkNewBead(in, r, nil); err != nil {
 		return err
 	}
+	t.putBead(now, in, r, by)
+	return nil
+}
+
+func (t *Town) putBead(now Time, in CreateBead, r *Rig, by string) {
 	b := &Bead{ID: in.ID, Rig: r.Name, Title: strings.TrimSpace(in.Title), Body: in.Body, Priority: in.Priority,
 		Labels: slices.Clone(in.Labels), BlockedBy: slices.Clone(in.BlockedBy), Status: BeadOpen, Staged: in.Staged,
 		CreatedAt: now, CreatedBy: by, Settings: Settings(nil).merged(in.Settings, nil), Attempt: 1}
@@ -90,10 +95,45 @@ func (t *Town) createBead(now Time, in CreateBead) error {
 	t.info.Busy = true
 	t.mark(kindBead, b.ID)
 	t.log(now, "bead.created", b.ID, by, b.Title)
+}
+
+// createBeads makes all beads or none. They may block each other.
+func (t *Town) createBeads(now Time, in CreateBeads) error {
+	by, err := person(in.By)
+	if err != nil {
+		return err
+	}
+	blocks := make(map[string][]string, len(in.Beads))
+	for i, b := range in.Beads {
+		if _, twice := blocks[b.ID]; twice {
+			return AtLine(i+1, errs.New(errs.Conflict, "bead %s is there twice", clip(b.ID, 60)))
+		}
+		blocks[b.ID] = b.BlockedBy
+	}
+	if len(t.beads)+len(in.Beads) > MaxBeads {
+		return errs.New(errs.Conflict, "a town may have at most %d beads", MaxBeads)
+	}
+	for i, b := range in.Beads {
+		r := t.rigs[b.Rig]
+		if r == nil {
+			return AtLine(i+1, noRig(b.Rig))
+		}
+		if err := t.checkNewBead(b, r, blocks); err != nil {
+			return AtLine(i+1, err)
+		}
+	}
+	if id := inCycle(blocks); id != "" {
+		at := slices.IndexFunc(in.Beads, func(b CreateBead) bool { return b.ID == id })
+		return AtLine(at+1, errs.New(errs.Invalid, "blocked_by: the bead is part of a cycle of blockers"))
+	}
+	for _, b := range in.Beads {
+		t.putBead(now, b, t.rigs[b.Rig], by)
+	}
 	return nil
 }
 
-func (t *Town) checkNewBead(in CreateBead, r *Rig) error {
+// checkNewBead validates a bead to be. with are beads that will exist as well.
+func (t *Town) checkNewBead(in CreateBead, r *Rig, with map[string][]string) error {
 	if r.State == RigRemoving {
 		return errs.New(errs.Conflict, "rig %s is being removed", r.Name)
 	}
@@ -119,7 +159,7 @@ func (t *Town) checkNewBead(in CreateBead, r *Rig) error {
 		return errs.New(errs.Invalid, "too many blockers: %d, at most %d", len(in.BlockedBy), MaxBlocks)
 	}
 	for i, on := range in.BlockedBy {
-		if t.beads[on] == nil {
+		if _, coming := with[on]; !coming && t.beads[on] == nil {
 			return noBead(on)
 		}
 		if slices.Contains(in.BlockedBy[:i], on) {

@@ -46,6 +46,8 @@ func (t *Town) apply(now Time, in Input) error {
 	switch in := in.(type) {
 	case CreateBead:
 		return t.createBead(now, in)
+	case CreateBeads:
+		return t.createBeads(now, in)
 	case SlingBead:
 		return t.slingBead(now, in)
 	case EditBead:

@@ -71,9 +71,10 @@ func (im *Importer) Reopened() int { return im.reopen }
 func (im *Importer) LineNumber() int { return im.n }
 
 // At puts the number of the current line before an error.
-func (im *Importer) At(err error) error { return atLine(im.n, err) }
+func (im *Importer) At(err error) error { return AtLine(im.n, err) }
 
-func atLine(n int, err error) error {
+// AtLine puts the number of a line before an error, whose kind and hint stay.
+func AtLine(n int, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -427,17 +428,17 @@ func (im *Importer) Done() error {
 		blocks[id] = b.blockedBy
 		for _, on := range b.blockedBy {
 			if _, ok := im.beads[on]; !ok {
-				return atLine(b.line, errs.New(errs.Invalid, "blocked_by: no bead %s in this file", on))
+				return AtLine(b.line, errs.New(errs.Invalid, "blocked_by: no bead %s in this file", on))
 			}
 		}
 		for _, on := range b.lost {
 			if _, ok := im.beads[on]; ok {
-				return atLine(b.line, errs.New(errs.Invalid, "lost_blockers: %s is in this file", on))
+				return AtLine(b.line, errs.New(errs.Invalid, "lost_blockers: %s is in this file", on))
 			}
 		}
 	}
 	if id := inCycle(blocks); id != "" {
-		return atLine(im.beads[id].line, errs.New(errs.Invalid, "blocked_by: bead %s is part of a cycle of blockers", id))
+		return AtLine(im.beads[id].line, errs.New(errs.Invalid, "blocked_by: bead %s is part of a cycle of blockers", id))
 	}
 	return nil
 }

@@ -24,6 +24,12 @@ type (
 		Staged    bool
 		Settings  Settings
 	}
+	// CreateBeads adds all of its beads, which may block each other in any order,
+	// or none. An error names the line: the position of the bead, from 1.
+	CreateBeads struct {
+		By    string
+		Beads []CreateBead // By is ignored
+	}
 	// SlingBead releases a staged bead.
 	SlingBead struct{ By, Bead string }
 	// EditBead changes the fields that are not nil. A bead at work keeps its
@@ -252,6 +258,7 @@ type Evidence struct {
 }
 
 func (CreateBead) input() string    { return "bead.create" }
+func (CreateBeads) input() string   { return "bead.import" }
 func (SlingBead) input() string     { return "bead.sling" }
 func (EditBead) input() string      { return "bead.edit" }
 func (DependBead) input() string    { return "bead.depend" }
@@ -292,7 +299,7 @@ func (Tick) input() string          { return "tick" }
 
 // Inputs returns one zero value of every input that exists.
 func Inputs() []Input {
-	return []Input{CreateBead{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Mend{}, Acknowledge{},
+	return []Input{CreateBead{}, CreateBeads{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Mend{}, Acknowledge{},
 		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, ImportPart{}, FinishImport{}, CloneRig{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
 		Metered{}, Limited{}, ProviderWorks{},
 		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Restored{}, Tick{}}

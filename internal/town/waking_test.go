@@ -16,6 +16,7 @@ var wakes = map[string]struct {
 	why string
 }{
 	"bead.create":      {true, "new work"},
+	"bead.import":      {true, "new work"},
 	"bead.sling":       {true, "staged work is released"},
 	"bead.edit":        {true, "another agent or model may be one that works"},
 	"bead.depend":      {true, "a removed blocker releases work"},
