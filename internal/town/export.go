@@ -117,6 +117,7 @@ type ExportRun struct {
 	Outcome    Outcome `json:"outcome"`
 	Class      Class   `json:"class,omitempty"`
 	Reason     string  `json:"reason,omitempty"`
+	Spent      Spend   `json:"spent,omitzero"`
 }
 
 // ExportBead is everything of a bead that outlives its runs. Lost are blockers
@@ -147,6 +148,9 @@ type ExportBead struct {
 	NotBefore Stamp `json:"not_before,omitempty"`
 	Escalated bool  `json:"escalated,omitempty"`
 	Restarted bool  `json:"restarted,omitempty"`
+	Spent     Spend `json:"spent,omitzero"`
+	Past      Spend `json:"past,omitzero"`
+	FreshAt   Stamp `json:"fresh_at,omitempty"`
 
 	Agent   string `json:"agent,omitempty"`
 	Base    string `json:"base,omitempty"`   // of merged work alone: the target contains it
@@ -270,6 +274,7 @@ func (e *Export) Bead(i int) ExportBead {
 		Status: b.Status, Staged: b.Staged, CreatedAt: StampOf(b.CreatedAt), UpdatedAt: StampOf(b.UpdatedAt), ClosedAt: StampOf(b.ClosedAt),
 		CreatedBy: b.CreatedBy, Settings: b.Settings, Attempt: b.Attempt, Charged: b.Charged, Conflicts: b.Conflicts, Losses: b.Losses,
 		Epoch: b.Epoch, NotBefore: StampOf(b.NotBefore), Escalated: b.Escalated, Restarted: b.Restarted, Agent: b.Agent,
+		Spent: b.Spent, Past: b.Past, FreshAt: StampOf(b.FreshAt),
 		Reason: plain(b.Reason, MaxReason), Summary: plain(b.Summary, MaxReason)}
 	for _, on := range b.BlockedBy {
 		if _, ok := e.there[on]; ok {
@@ -287,7 +292,7 @@ func (e *Export) Bead(i int) ExportBead {
 	for _, r := range b.Runs {
 		out.Runs = append(out.Runs, ExportRun{Epoch: r.Epoch, Agent: r.Agent, Preset: r.Preset, Generation: r.Generation,
 			StartedAt: StampOf(r.StartedAt), SpawnedAt: StampOf(r.SpawnedAt), EndedAt: StampOf(r.EndedAt), Outcome: r.Outcome, Class: r.Class,
-			Reason: plain(r.Reason, MaxReason)})
+			Reason: plain(r.Reason, MaxReason), Spent: r.Spent})
 	}
 	for _, f := range b.Failures {
 		out.Failures = append(out.Failures, ExportFailure{At: StampOf(f.At), Epoch: f.Epoch, Class: f.Class, Charged: f.Charged, Reason: plain(f.Reason, MaxReason)})

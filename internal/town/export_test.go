@@ -553,9 +553,9 @@ func TestEveryFieldIsExportedOrLeftOutOnPurpose(t *testing.T) {
 		stored, exported any
 		leftOut          []string
 	}{
-		{Bead{}, ExportBead{}, []string{"branch", "start", "checkpoint", "checkpoint_ref", "session", "session_epoch", "interrupted", "merge", "merge_n", "conflict_tip", "last_call", "refs"}},
+		{Bead{}, ExportBead{}, []string{"branch", "start", "checkpoint", "checkpoint_ref", "session", "session_epoch", "interrupted", "merge", "merge_n", "conflict_tip", "last_call", "refs", "told"}},
 		{Rig{}, ExportRig{}, []string{"secret", "state", "tip", "fetched_at"}},
-		{RunRecord{}, ExportRun{}, nil},
+		{RunRecord{}, ExportRun{}, []string{"marks"}},
 		{Failure{}, ExportFailure{}, nil},
 		{Proof{}, ExportProof{}, nil},
 		{Entry{}, ExportEntry{}, nil},

@@ -237,7 +237,7 @@ func checkNumbers(b *Bead) error {
 	for _, at := range []struct {
 		name string
 		at   Time
-	}{{"created_at", b.CreatedAt}, {"updated_at", b.UpdatedAt}, {"closed_at", b.ClosedAt}, {"not_before", b.NotBefore}} {
+	}{{"created_at", b.CreatedAt}, {"updated_at", b.UpdatedAt}, {"closed_at", b.ClosedAt}, {"not_before", b.NotBefore}, {"fresh_at", b.FreshAt}} {
 		if at.at < 0 || at.at > lastTime || at.name == "created_at" && at.at == 0 {
 			return errs.New(errs.Invalid, "%s: not a time from 1970 to 2200", at.name)
 		}
@@ -265,6 +265,9 @@ func checkHistory(b *Bead) error {
 	if len(b.Runs) > maxRunRecords || len(b.Failures) > maxFailures {
 		return errs.New(errs.Invalid, "runs and failures: at most %d of each are kept", maxRunRecords)
 	}
+	if !b.Spent.possible() || !b.Past.possible() {
+		return errs.New(errs.Invalid, "spent or past: a number is impossible")
+	}
 	last := int64(0)
 	for i, r := range b.Runs {
 		if err := checkRunRecord(r); err != nil {
@@ -290,6 +293,17 @@ func checkHistory(b *Bead) error {
 }
 
 func (c Class) known() bool { return c == ClassWork || c == ClassInfra || c == ClassLimit }
+
+// possible reports whether a file may say that this was spent.
+func (s Spend) possible() bool {
+	const most = int64(1) << 50
+	for _, n := range []int64{s.Runs, s.AwakeMS, s.Tokens, s.Cost} {
+		if n < 0 || n > most {
+			return false
+		}
+	}
+	return true
+}
 
 func checkProof(p *Proof) error {
 	if p == nil {
@@ -321,6 +335,9 @@ func checkRunRecord(r RunRecord) error {
 		if at < 0 || at > lastTime {
 			return fmt.Errorf("not a time from 1970 to 2200")
 		}
+	}
+	if !r.Spent.possible() {
+		return fmt.Errorf("spent: a number is impossible")
 	}
 	if r.Generation < 0 || r.Generation > maxEpoch {
 		return fmt.Errorf("generation %d is impossible", r.Generation)

@@ -313,6 +313,7 @@ func (im *Importer) bead(v *ExportBead) (Bead, error) {
 		CreatedAt: ts.read("created_at", v.CreatedAt), UpdatedAt: ts.read("updated_at", v.UpdatedAt), ClosedAt: ts.read("closed_at", v.ClosedAt),
 		CreatedBy: v.CreatedBy, Settings: Settings(nil).merged(v.Settings, nil), Attempt: v.Attempt, Charged: v.Charged, Conflicts: v.Conflicts, Losses: v.Losses,
 		Epoch: v.Epoch, NotBefore: ts.read("not_before", v.NotBefore), Escalated: v.Escalated, Restarted: v.Restarted, Agent: v.Agent,
+		Spent: v.Spent, Past: v.Past, FreshAt: ts.read("fresh_at", v.FreshAt),
 		Base: v.Base, Commit: v.Commit, Reason: v.Reason, Summary: v.Summary}
 	for _, on := range slices.Concat(v.BlockedBy, v.Lost) {
 		b.BlockedBy = append(b.BlockedBy, im.renamed(on))
@@ -326,7 +327,7 @@ func (im *Importer) bead(v *ExportBead) (Bead, error) {
 	for i, r := range v.Runs {
 		at := func(name string, s Stamp) Time { return ts.read(fmt.Sprintf("runs[%d].%s", i, name), s) }
 		b.Runs = append(b.Runs, RunRecord{Epoch: r.Epoch, Agent: r.Agent, Preset: r.Preset, Generation: r.Generation, Outcome: r.Outcome, Class: r.Class,
-			StartedAt: at("started_at", r.StartedAt), SpawnedAt: at("spawned_at", r.SpawnedAt), EndedAt: at("ended_at", r.EndedAt), Reason: r.Reason})
+			StartedAt: at("started_at", r.StartedAt), SpawnedAt: at("spawned_at", r.SpawnedAt), EndedAt: at("ended_at", r.EndedAt), Reason: r.Reason, Spent: r.Spent})
 	}
 	for i, f := range v.Failures {
 		b.Failures = append(b.Failures, Failure{At: ts.read(fmt.Sprintf("failures[%d].at", i), f.At), Epoch: f.Epoch, Class: f.Class, Charged: f.Charged, Reason: f.Reason})
