@@ -286,7 +286,8 @@ type Store interface {
 	// Slots lists all slots by town.
 	Slots(ctx context.Context) ([]Slot, error)
 
-	// AppendTranscript stores chunks; those whose key exists are ignored. A town
+	// AppendTranscript stores chunks; those whose key exists are ignored, and
+	// those beyond MaxTranscript are dropped behind one mark (TranscriptEnd). A town
 	// that does not exist is NotFound, and none is stored.
 	AppendTranscript(ctx context.Context, chunks []Chunk) error
 	// Transcript reads chunks of one epoch of a run with Seq > after, in order.

@@ -338,11 +338,19 @@ func (s *SQLite) AppendTranscript(ctx context.Context, chunks []Chunk) error {
 		size += len(c.Body)
 	}
 	return s.w.do(ctx, size, func(t *tx) error {
+		var room Room
 		for i, c := range chunks {
 			if i == 0 || c.Town != chunks[i-1].Town {
 				if err := t.mustExist(c.Town); err != nil {
 					return err
 				}
+			}
+			c, ok, err := room.Take(c, func() (int64, bool, error) { return t.transcriptSize(c) })
+			if err != nil {
+				return err
+			}
+			if !ok {
+				continue
 			}
 			n, err := t.do(`INSERT INTO transcripts (town, run, epoch, seq, at, kind, body) VALUES (?,?,?,?,?,?,?)
  ON CONFLICT DO NOTHING`, c.Town, c.Run, c.Epoch, c.Seq, c.At, c.Kind, c.Body)
@@ -353,6 +361,19 @@ func (s *SQLite) AppendTranscript(ctx context.Context, chunks []Chunk) error {
 		}
 		return nil
 	})
+}
+
+// transcriptSize adds one epoch of a run up. It is bounded by MaxTranscript, so
+// that the sum costs milliseconds at worst.
+func (t *tx) transcriptSize(c Chunk) (size int64, full bool, err error) {
+	const of = ` FROM transcripts WHERE town = ? AND run = ? AND epoch = ?`
+	ctx := context.Background()
+	size, _, err = t.number(ctx, `SELECT IFNULL(SUM(LENGTH(body)), 0) + ? * COUNT(*)`+of, ChunkCost, c.Town, c.Run, c.Epoch)
+	if err != nil {
+		return 0, false, err
+	}
+	n, _, err := t.number(ctx, `SELECT COUNT(*)`+of+` AND seq = ?`, c.Town, c.Run, c.Epoch, fullSeq)
+	return size, n > 0, err
 }
 
 // DeleteTown implements Store. A town with a very long ledger holds up other

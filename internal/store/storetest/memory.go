@@ -441,8 +441,26 @@ func (m *Memory) AppendTranscript(ctx context.Context, chunks []store.Chunk) err
 			return err
 		}
 	}
+	var room store.Room
 	for _, c := range chunks {
-		t, k := m.d.towns[c.Town], chunkKey{c.Run, c.Epoch, c.Seq}
+		t := m.d.towns[c.Town]
+		c, ok, err := room.Take(c, func() (size int64, full bool, err error) {
+			mark := store.TranscriptEnd(c)
+			_, full = t.chunks[chunkKey{c.Run, c.Epoch, mark.Seq}]
+			for _, o := range t.chunks {
+				if o.Run == c.Run && o.Epoch == c.Epoch {
+					size += int64(len(o.Body)) + store.ChunkCost
+				}
+			}
+			return size, full, nil
+		})
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		k := chunkKey{c.Run, c.Epoch, c.Seq}
 		if _, ok := t.chunks[k]; ok {
 			continue
 		}

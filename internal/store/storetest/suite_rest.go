@@ -263,6 +263,23 @@ func transcriptTests() []conformanceTest {
 			k.same("pruned", n, 1)
 			k.same("left", read(1, 0, 0), "r2:b r3:c")
 		}},
+		{"a transcript is bounded, and the loss is told once", func(k *kit) {
+			k.create("t1")
+			big := func(seq int64, run string) store.Chunk {
+				return store.Chunk{Town: "t1", Run: run, Epoch: 1, Seq: seq, Body: make([]byte, 4<<20)}
+			}
+			for i := range int64(6) { // across calls and within one, again and again
+				k.ok(k.AppendTranscript(k.ctx, []store.Chunk{big(2*i+1, "r"), big(2*i+2, "r")}))
+			}
+			k.ok(k.AppendTranscript(k.ctx, []store.Chunk{{Town: "t1", Run: "r", Epoch: 1, Seq: 99, Body: []byte("small")}, big(1, "other")}))
+			chunks, err := k.Transcript(k.ctx, "t1", "r", 1, 0, 0)
+			k.ok(err)
+			k.same("kept", len(chunks), 8)
+			k.same("the mark", strings.Contains(string(chunks[7].Body), "not kept"), true)
+			others, err := k.Transcript(k.ctx, "t1", "other", 1, 0, 0)
+			k.ok(err)
+			k.same("another run", len(others), 1)
+		}},
 		{"a chunk without a run or with too much is invalid", func(k *kit) {
 			k.create("t1")
 			k.kind(k.AppendTranscript(k.ctx, []store.Chunk{{Town: "t1"}}), errs.Invalid)
