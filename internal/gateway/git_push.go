@@ -57,6 +57,15 @@ func (c *gitCall) push() error {
 		return nil
 	}
 	reasons, force := c.grant.judge(list.Commands)
+	room, err := c.room()
+	if err != nil {
+		return err
+	}
+	if room <= 0 {
+		for _, cmd := range list.Commands {
+			reasons[cmd.Ref] = fmt.Sprintf("the repositories of this town take more than their limit of %d MiB (hub.max_mb)", c.grant.MaxBytes>>20)
+		}
+	}
 	if len(reasons) > 0 {
 		c.drain(in)
 		c.log.Info("push refused", "rig", c.grant.ID.String(), "refs", len(list.Commands), "first", sortedKeys(reasons)[0])
@@ -64,6 +73,7 @@ func (c *gitCall) push() error {
 		return nil
 	}
 	cmd := c.pushCmd(force)
+	cmd.Config = append(cmd.Config, git.Setting{Key: "receive.maxInputSize", Value: fmt.Sprint(min(c.lim.PackBytes, room))}) // the last one counts
 	cmd.Stdin = io.MultiReader(bytes.NewReader(list.encode()), in)
 	cmd.MaxOut = maxReport
 	out, err := c.hub.Git().Do(c.r.Context(), cmd)
@@ -80,6 +90,15 @@ func (c *gitCall) push() error {
 	// With an error receive-pack has reported it in its own output.
 	_, _ = c.w.Write(out.Stdout) // the client may have gone away
 	return nil
+}
+
+// room is how many bytes the town may still add to its repositories.
+func (c *gitCall) room() (int64, error) {
+	if c.grant.MaxBytes <= 0 {
+		return c.lim.PackBytes, nil
+	}
+	used, err := c.hub.Size(c.grant.ID.Town)
+	return c.grant.MaxBytes - used, err
 }
 
 // refuseList answers a list that can't be taken. git shows the body of an HTTP

@@ -19,6 +19,9 @@ type GitGrant struct {
 	// Refusal is added to the explanation of a refused push, e.g. "the target
 	// branch is merged by gastown after done".
 	Refusal string
+	// MaxBytes is how much the repositories of the town may take together; 0 is
+	// no limit.
+	MaxBytes int64
 }
 
 // PushRule allows pushes to one reference, or to all below a prefix. The first

@@ -29,7 +29,9 @@ const (
 //
 // Every report but heartbeats is on disk before it is sent; the file is
 // truncated when all is acknowledged. A disk that can't be written is logged
-// and costs the copy, never the report.
+// and costs the copy, never the report; it is tried again with each report.
+// A boot reads nothing back, so that half a line harms nobody. At the bound what
+// a newer report says again goes first; the end of a run is never dropped.
 type outbox struct {
 	stream string
 	file   *os.File
@@ -40,7 +42,7 @@ type outbox struct {
 	first    int64         // number of items[0]
 	items    []town.Report // not acknowledged
 	sent     int           // how many of items were sent at least once
-	broken   bool          // the disk failed; said once
+	broken   bool          // the disk failed; said once until it works again
 	onDisk   bool
 	emptied  chan struct{} // closed when items gets empty; nil when nobody waits
 	unwanted int           // dropped at the bound
@@ -78,7 +80,7 @@ func (o *outbox) add(r town.Report) {
 			break
 		}
 	}
-	if len(o.items) >= maxOutbox && !o.evictLocked() {
+	if len(o.items) >= maxOutbox && !o.evictLocked() && r.Kind != town.ReportEnded && r.Kind != town.ReportDrained {
 		o.unwanted++
 		o.log.Error("the outbox is full; a report is lost", "kind", r.Kind, "run", r.Run, "lost", o.unwanted)
 		return
@@ -95,9 +97,13 @@ func (o *outbox) add(r town.Report) {
 
 // evictLocked makes room at the cost of what matters least.
 func (o *outbox) evictLocked() bool {
-	for _, kind := range []town.ReportKind{town.ReportHeartbeat, town.ReportNudged, town.ReportCheckpoint} {
+	for _, kind := range []town.ReportKind{town.ReportHeartbeat, town.ReportNudged, town.ReportUnsaved, town.ReportCheckpoint, town.ReportStarted} {
 		for i := o.sent; i < len(o.items); i++ {
 			if o.items[i].Kind == kind {
+				if kind == town.ReportStarted {
+					o.unwanted++
+					o.log.Error("the outbox is full; a report is lost", "kind", kind, "run", o.items[i].Run, "lost", o.unwanted)
+				}
 				o.items = append(o.items[:i], o.items[i+1:]...)
 				return true
 			}
@@ -107,9 +113,6 @@ func (o *outbox) evictLocked() bool {
 }
 
 func (o *outbox) persistLocked(r town.Report) {
-	if o.broken {
-		return
-	}
 	line, err := json.Marshal(r)
 	if err == nil {
 		_, err = o.file.Write(append(line, '\n'))
@@ -118,10 +121,13 @@ func (o *outbox) persistLocked(r town.Report) {
 		err = o.file.Sync()
 	}
 	o.onDisk = true
-	if err != nil {
-		o.broken = true
+	switch {
+	case err != nil && !o.broken:
 		o.log.Error("the outbox can't be written to disk; reports are kept in memory only", "err", err)
+	case err == nil && o.broken:
+		o.log.Info("the outbox can be written to disk again")
 	}
+	o.broken = err != nil
 }
 
 // batch returns what to send now; items is empty when there is nothing.
@@ -155,12 +161,12 @@ func (o *outbox) acknowledge(next int64) {
 		close(o.emptied)
 		o.emptied = nil
 	}
-	if o.onDisk && !o.broken {
-		o.onDisk = false
+	if o.onDisk {
 		if err := o.file.Truncate(0); err != nil {
-			o.broken = true
 			o.log.Error("the outbox can't be truncated", "err", err)
+			return
 		}
+		o.onDisk = false
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,13 +161,67 @@ func TestOnlyTheNewestUnsentHeartbeatIsKept(t *testing.T) {
 func TestTheOutboxIsBoundedAndKeepsWhatMatters(t *testing.T) {
 	t.Parallel()
 	o := testOutbox(t)
-	o.broken = true // no fsync for thousands of reports
+	good := o.file
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0) // no fsync for thousands of reports
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.file = null
+	t.Cleanup(func() { o.file = good; _ = null.Close() })
 	o.add(town.Report{Kind: town.ReportHeartbeat})
-	for range maxOutbox + 10 {
-		o.add(started("x"))
+	for i := range maxOutbox + 10 {
+		o.add(started(strconv.Itoa(i)))
 	}
 	if q := o.batch(2 * maxOutbox); len(q.Items) != maxOutbox || q.Items[0].Kind != town.ReportStarted {
 		t.Errorf("%d items, first %+v", len(q.Items), q.Items[0])
+	}
+	// Even when nothing can make room the end of a run is kept.
+	o.add(town.Report{Kind: town.ReportEnded, Run: "x", Epoch: 1})
+	if q := o.batch(2 * maxOutbox); len(q.Items) != maxOutbox+1 || q.Items[maxOutbox].Kind != town.ReportEnded {
+		t.Errorf("%d items, last %+v", len(q.Items), q.Items[len(q.Items)-1])
+	}
+	if o.unwanted != 10 {
+		t.Errorf("%d are counted as lost", o.unwanted)
+	}
+}
+
+func TestADiskThatIsFullCostsNoReportAndIsUsedAgain(t *testing.T) {
+	t.Parallel()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("this system has no /dev/full")
+	}
+	defer func() { _ = full.Close() }()
+	o := testOutbox(t)
+	good := o.file
+	o.file = full
+	o.add(started("a"))
+	o.add(started("b"))
+	if q := o.batch(10); len(q.Items) != 2 || !o.broken {
+		t.Fatalf("%d items, broken %v", len(q.Items), o.broken)
+	}
+	o.file = good
+	o.add(started("c"))
+	data, err := os.ReadFile(good.Name())
+	if err != nil || !strings.Contains(string(data), `"c"`) || o.broken {
+		t.Errorf("%q, broken %v, %v", data, o.broken, err)
+	}
+	o.acknowledge(4)
+	if st, err := good.Stat(); err != nil || st.Size() != 0 {
+		t.Errorf("the file was not emptied: %v", err)
+	}
+}
+
+func TestHalfAReportOfADeadBootStopsNobody(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.write(f.disk, "outbox/OLDSTREAM", `{"kind":"run_ended","run":"app-aaa`)
+	f.write(f.disk, "unsent/app."+theBead, `{"epoch":0,"com`)
+	f.body = script("echo hello > greeting.txt")
+	f.addRun(nil)
+	f.begin(nil)
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
 	}
 }
 

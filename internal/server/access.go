@@ -39,6 +39,7 @@ func (s *Server) GitAccess(r *http.Request, rig string) (gateway.GitGrant, error
 			return err
 		}
 		grant.Push = []gateway.PushRule{{Ref: rules.Branch, Force: true, Frozen: rules.Frozen}, {Ref: rules.Wip, Force: true}}
+		grant.MaxBytes = rules.MaxBytes
 		grant.See = checkpointsOf(rules.Wip)
 		grant.Refusal = "the target branch is merged by gastown after done"
 		return nil

@@ -454,6 +454,8 @@ type GitRules struct {
 	Branch string // full ref of its own branch, with any history until it is frozen
 	Frozen string // why the branch may no longer be pushed, "" while it may
 	Wip    string // full ref of its checkpoints
+	// MaxBytes is how much the town's repositories may take; 0 is no limit.
+	MaxBytes int64
 }
 
 // GitRules returns what a run may push, or Gone when it is not current.
@@ -462,7 +464,8 @@ func (t *Town) GitRules(run string, epoch int64, rig string) (GitRules, error) {
 	if r == nil || r.Epoch != epoch || r.Rig != rig {
 		return GitRules{}, errs.New(errs.Gone, "run %s, epoch %d, is not current on rig %s", clip(run, 60), epoch, clip(rig, 60))
 	}
-	g := GitRules{Branch: "refs/heads/" + r.Branch, Wip: WipRef(r.Bead, r.Epoch)}
+	g := GitRules{Branch: "refs/heads/" + r.Branch, Wip: WipRef(r.Bead, r.Epoch),
+		MaxBytes: int64(t.number("hub.max_mb", nil, nil)) << 20}
 	switch {
 	case r.Verdict == OutcomeDone:
 		g.Frozen = "the branch is frozen since done was accepted; it is being reviewed and merged"

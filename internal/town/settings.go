@@ -92,6 +92,7 @@ var table = []Setting{
 	{"commit.trailers", "", rigUp, "more trailers for merge commits and agents' commits, as 'Key: value' separated by ';'", kindString, 0, 0},
 	{"fetch.interval", "1m", rigUp, "how old the known tip of the target may be when work starts", kindDuration, 0, ms(day)},
 	{"gate.timeout", "15m", rigUp, "time limit of a gate that has none of its own", kindDuration, 100, ms(day)},
+	{"hub.max_mb", "20480", townUp, "how much the repositories of a town may take on the server before pushes are refused; 0 is no limit", kindInt, 0, 1_000_000_000},
 	{"infra.backoff_max", "15m", townUp, "longest pause after failures of infrastructure", kindDuration, 10, ms(day)},
 	{"infra.backoff_min", "30s", townUp, "first pause after a failure of infrastructure; doubles", kindDuration, 1, ms(day)},
 	{"lease", "90s", townUp, "how long a run or a sandbox may be silent", kindDuration, 500, ms(time.Hour)},

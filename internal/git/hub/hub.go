@@ -54,7 +54,8 @@ type Hub struct {
 	log   *slog.Logger
 	now   func() time.Time
 
-	mu    sync.Mutex           // guards locks
+	mu    sync.Mutex           // guards locks and sizes
+	sizes map[string]sized     // of towns, measured within sizeFresh
 	locks map[string]*repoLock // by path, only those in use
 }
 
@@ -83,7 +84,7 @@ func Open(root string, v *vault.Vault, log *slog.Logger) (*Hub, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	h := &Hub{root: abs, git: g, vault: v, log: log, now: time.Now, locks: map[string]*repoLock{}}
+	h := &Hub{root: abs, git: g, vault: v, log: log, now: time.Now, locks: map[string]*repoLock{}, sizes: map[string]sized{}}
 	return h, h.sweepTemp()
 }
 
