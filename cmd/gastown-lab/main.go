@@ -2,15 +2,9 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-
-	"gastown/internal/sim"
 )
 
 const usage = `usage: gastown-lab <command> [flags]
@@ -49,60 +43,4 @@ func run(args []string, out, errOut io.Writer) int {
 	}
 	fmt.Fprintf(errOut, "gastown-lab: unknown command %q\n%s", args[0], usage)
 	return 2
-}
-
-func runSim(args []string, out, errOut io.Writer) int {
-	fs := flag.NewFlagSet("sim", flag.ContinueOnError)
-	fs.SetOutput(errOut)
-	hours := fs.Float64("hours", 24, "virtual hours of work and faults; a day of rest follows")
-	towns := fs.Int("towns", 20, "number of towns")
-	seed := fs.Uint64("seed", 1, "seed; the same seed is the same run")
-	seeds := fs.Uint64("seeds", 1, "how many seeds to play, from the first on")
-	calm := fs.Bool("calm", false, "no faults")
-	pair := fs.Bool("pair", false, "two servers on one store")
-	asJSON := fs.Bool("json", false, "print the report as JSON, one object per seed")
-	verbose := fs.Bool("v", false, "log what the hall says")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return 0
-		}
-		return 2
-	}
-	if fs.NArg() > 0 || *hours <= 0 || *hours > 24*366 || *towns < 1 || *towns > 10_000 || *seeds < 1 {
-		fmt.Fprintln(errOut, "gastown-lab sim: --hours must be above 0, --towns from 1 to 10000, --seeds at least 1")
-		return 2
-	}
-	o := sim.Options{Hours: *hours, Towns: *towns, Calm: *calm, Pair: *pair}
-	if *verbose {
-		o.Log = slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
-	code := 0
-	for s := *seed; s < *seed+*seeds; s++ {
-		o.Seed = s
-		r := sim.Run(o)
-		if len(r.Violations) > 0 {
-			code = 1
-		}
-		if err := show(out, r, *asJSON); err != nil {
-			fmt.Fprintln(errOut, "gastown-lab:", err)
-			return 1
-		}
-	}
-	return code
-}
-
-func show(out io.Writer, r sim.Report, asJSON bool) error {
-	if asJSON {
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
-	}
-	_, err := fmt.Fprintf(out, "seed %d: %g h, %d towns, %d steps, %d commits, %d crashes, %d sandbox starts, %d beads, %d merged, in %d ms: %d violations\n",
-		r.Seed, r.Hours, r.Towns, r.Steps, r.Commits, r.Crashes, r.SandboxStarts, r.Beads, r.Merged, r.ElapsedMS, len(r.Violations))
-	for _, v := range r.Violations {
-		if _, err := fmt.Fprintln(out, "  "+v); err != nil {
-			return err
-		}
-	}
-	return err
 }

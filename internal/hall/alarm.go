@@ -235,6 +235,14 @@ func (h *Hall) listened(c *copyOf) {
 	}
 }
 
+// deaf records that something said to a town was not taken, because the store
+// did not work: the silence of its sandbox until now proves nothing.
+func (h *Hall) deaf(townID string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.heard, townID)
+}
+
 // wakeUp queues all running towns, once after each silence, and at boot those
 // that wait for a budget. A few of them are ticked at a time.
 func (a *alarm) wakeUp(ctx context.Context) error {

@@ -17,6 +17,14 @@ type Executor interface {
 	Go(f func())
 }
 
+// Waiter is an Executor on whose goroutine nothing may block: the hall waits
+// through it.
+type Waiter interface {
+	// Wait returns true once done is closed, false when that no longer matters
+	// because the process is over.
+	Wait(done <-chan struct{}) bool
+}
+
 // RealClock is the clock of the machine.
 type RealClock struct{}
 

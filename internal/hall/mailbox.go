@@ -79,6 +79,9 @@ func (h *Hall) submit(ctx context.Context, townID string, r *request) error {
 		return r.err
 	default:
 	}
+	if w, ok := h.cfg.Exec.(Waiter); ok && !w.Wait(r.done) {
+		return errs.New(errs.Unavailable, "the server is over")
+	}
 	select {
 	case <-r.done:
 	case <-ctx.Done():

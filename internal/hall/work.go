@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"hash/fnv"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -28,7 +28,7 @@ const (
 func (h *Hall) handle(ctx context.Context, e *entry, batch []*request) {
 	for try := range maxTries {
 		if try > 1 {
-			h.pause(try)
+			h.pause(e.id, try)
 		}
 		batch = slices.DeleteFunc(batch, func(r *request) bool { return r.settled })
 		switch h.attempt(ctx, e, batch) {
@@ -55,10 +55,16 @@ func (h *Hall) handle(ctx context.Context, e *entry, batch []*request) {
 }
 
 // pause waits up to 2^try ms, at most 64, so that two processes that keep getting
-// in each other's way part.
-func (h *Hall) pause(try int) {
+// in each other's way part. How long follows from who waits, for what and when.
+func (h *Hall) pause(id string, try int) {
+	f := fnv.New64a()
+	fmt.Fprint(f, h.cfg.Boot, id, try, h.now().UnixNano()) // a hash takes everything
 	over := make(chan struct{})
-	h.cfg.Clock.AfterFunc(rand.N(time.Millisecond<<min(try, 6)), func() { close(over) })
+	h.cfg.Clock.AfterFunc(time.Duration(f.Sum64()%uint64(time.Millisecond<<min(try, 6))), func() { close(over) })
+	if w, ok := h.cfg.Exec.(Waiter); ok {
+		w.Wait(over)
+		return
+	}
 	<-over
 }
 
@@ -90,6 +96,7 @@ func (h *Hall) attempt(ctx context.Context, e *entry, batch []*request) verdict 
 		c, err := h.load(ctx, e.id)
 		if err != nil {
 			h.loadFailed(ctx, c, err, alarmed(batch))
+			h.deaf(e.id)
 			for _, r := range batch {
 				r.answer(plain(err))
 			}
@@ -386,6 +393,7 @@ func (tn *turn) notCommitted(com store.Commit, err error) verdict {
 		h.metrics.Unknown.Add(1)
 		return tn.unknown(com, err)
 	case errs.Is(err, errs.Unavailable), errs.Is(err, errs.NotFound):
+		h.deaf(tn.e.id)
 		return tn.failOr(answered, err, tn.ask)
 	case len(tn.ask) > 1:
 		return apart
@@ -415,6 +423,7 @@ func (tn *turn) unknown(com store.Commit, cause error) verdict {
 		tn.done(com)
 		return answered
 	}
+	h.deaf(com.Town)
 	for _, r := range tn.ask {
 		if r.idem != nil {
 			// The key may prove what the commit id can't: a later commit may have followed.

@@ -131,11 +131,11 @@ func (k *week) again(lo, hi time.Duration, f func()) {
 func (k *week) person(in town.Input) error { return k.hall().Do(context.Background(), k.id, in) }
 
 func (k *week) burst() {
-	for range 1 + k.rng.IntN(5) {
+	for range 1 + k.IntN(5) {
 		k.st.asked++
 		in := town.CreateBead{By: person, ID: fmt.Sprintf("%s-%05d", k.st.prefix, k.st.asked), Rig: rigName, Title: "a change", Staged: k.chance(0.1)}
 		if len(k.st.beads) > 0 && k.chance(0.3) {
-			in.BlockedBy = []string{k.st.beads[k.rng.IntN(len(k.st.beads))]}
+			in.BlockedBy = []string{k.st.beads[k.IntN(len(k.st.beads))]}
 		}
 		k.must(k.person(in))
 		k.st.beads = append(k.st.beads, in.ID)
@@ -166,7 +166,7 @@ func (k *week) view() {
 // renew restarts the server between two things that it does: the account of this
 // test does not know what a call costs that got lost.
 func (k *week) renew() {
-	if len(k.procs[0].tasks) > 0 {
+	if len(k.procs[0].tasks) > 0 || k.procs[0].stepping {
 		k.at(time.Second, k.renew)
 		return
 	}
@@ -200,7 +200,7 @@ func (k *week) live() {
 		}
 		k.at(time.Duration(day)*24*time.Hour, k.mode(m))
 	}
-	k.at(time.Hour, k.others)
+	k.at(time.Hour, k.outside)
 }
 
 // TestAWeeksAwakeTimeIsAccountedForToTheMillisecond compares what a town booked
@@ -212,7 +212,7 @@ func TestAWeeksAwakeTimeIsAccountedForToTheMillisecond(t *testing.T) {
 			t.Parallel()
 			s := newStage(t)
 			for range seed {
-				s.rng.Uint64() // another week per seed
+				s.Uint64() // another week per seed
 			}
 			id := s.town("mixed", town.Gate{Name: "build", Command: "make"}, town.Gate{Name: "test", Command: "make test"})
 			k := &week{stage: s, id: id, st: s.towns[0], ends: s.now.Add(7 * 24 * time.Hour)}

@@ -14,14 +14,20 @@ import (
 // stage is a world without faults in which only what the test plays happens.
 type stage struct {
 	*world
+	dice
 	t *testing.T
 }
 
+const rigName = "web"
+
 func newStage(t *testing.T) *stage {
-	w := newWorld(Options{Seed: 1, Towns: 6, Calm: true})
+	w := newWorld(t.Context(), Options{Seed: 1, Towns: 6, Faults: []Kind{}})
 	w.events = nil // nobody lives in it
+	w.server = nil // the settings that everybody has
+	w.atomic = true
 	w.boot()
-	return &stage{world: w, t: t}
+	t.Cleanup(w.unwind)
+	return &stage{world: w, dice: w.dice("stage"), t: t}
 }
 
 // restart kills the server with all its memory and starts another one.
@@ -60,9 +66,9 @@ func (s *stage) town(name string, gates ...town.Gate) string {
 	s.t.Helper()
 	id, err := s.hall().CreateTown(context.Background(), name, "", nil, person, nil)
 	s.must(err)
-	st := &simTown{w: s.world, id: id, name: name, prefix: name, acked: map[string]bool{}}
+	st := &simTown{w: s.world, dice: s.world.dice(name), place: len(s.towns) + 1, id: id, name: name, prefix: name, rig: rigName, acked: map[string]bool{}}
 	s.towns = append(s.towns, st)
-	s.ask(id, town.AddRig{By: person, Rig: town.Rig{Name: rigName, Prefix: name, URL: "/upstream", Target: "main", Gates: gates, Tip: s.hub.add(s.rigID(id)).tip}})
+	s.ask(id, town.AddRig{By: person, Rig: town.Rig{Name: rigName, Prefix: name, URL: "/upstream", Target: "main", Gates: gates, Tip: s.hub.add(rigOf(id, rigName)).tip}})
 	return id
 }
 

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"gastown/internal/errs"
-	"gastown/internal/git/hub"
 	"gastown/internal/town"
 )
 
@@ -15,40 +14,52 @@ import (
 type runner struct {
 	x       *box
 	w       *world
+	dice    dice
 	stream  string
 	greeted bool
 	frozen  bool // runs, and says nothing any more
 	first   int64
-	outbox  []town.Report // the first has number first
+	outbox  []parcel // the first has number first
 	sending bool
+	heard   time.Time // when the server last answered
 	runs    map[string]*agent
+	over    map[string]bool // runs that ended here
 	gates   map[string]bool
 	drained bool
 	seen    int64 // the newest desired revision that it was told of
 }
 
-// agent is a run inside the sandbox.
-type agent struct {
-	d       town.DesiredRun
-	said    bool // a verdict was accepted
-	stopped bool
+// parcel is a report, and what to do once the server has it.
+type parcel struct {
+	report town.Report
+	taken  func()
 }
 
-const heartbeat = 30 * time.Second
+const (
+	heartbeat = 30 * time.Second
+	alone     = 10 * time.Minute // without contact, after which a runner ends
+)
 
-func newRunner(x *box) *runner {
+func newRunner(x *box, fresh bool) *runner {
 	w := x.w
-	r := &runner{x: x, w: w, stream: fmt.Sprintf("s%d", x.gen), first: 1, runs: map[string]*agent{}, gates: map[string]bool{}}
-	r.frozen = w.fault("sandbox never speaks", 0.02)
-	r.later(300*time.Millisecond, 3*time.Second, r.hello)
+	r := &runner{x: x, w: w, dice: w.dice(fmt.Sprint("runner ", x.town, x.gen)), stream: fmt.Sprintf("s%d", x.gen), first: 1, heard: w.now,
+		runs: map[string]*agent{}, over: map[string]bool{}, gates: map[string]bool{}}
+	r.frozen = w.fault("sandbox-mute", x.who)
+	slow := time.Duration(0)
+	if fresh { // a new disk: what was cached comes over the network again
+		slow = 20 * time.Second
+	}
+	r.later(slow+300*time.Millisecond, slow+3*time.Second, r.hello)
 	r.later(0, 0, r.fate)
 	return r
 }
 
+func (r *runner) speaks() bool { return r.x.running && !r.frozen }
+
 // later does f after a while, if the sandbox still lives and speaks.
 func (r *runner) later(lo, hi time.Duration, f func()) {
-	r.w.at(r.w.between(lo, hi), func() {
-		if r.x.running && !r.frozen {
+	r.w.at(r.dice.between(lo, hi), func() {
+		if r.speaks() {
 			f()
 		}
 	})
@@ -57,11 +68,18 @@ func (r *runner) later(lo, hi time.Duration, f func()) {
 // fate lets some sandboxes die or freeze.
 func (r *runner) fate() {
 	switch {
-	case r.w.fault("sandbox died", 0.02):
-		r.x.end("killed by the host", r.w.chance(0.7))
-	case r.w.fault("sandbox froze", 0.01):
+	case r.w.fault("sandbox-dies", r.x.who):
+		told := r.w.extent(0, time.Second) > 300*time.Millisecond
+		if r.w.fault("disk-lost", r.x.who) {
+			delete(r.w.boxes.disks, r.x.town)
+		}
+		r.x.end("killed by the host", told)
+	case r.w.fault("sandbox-freezes", r.x.who):
 		r.frozen = true
 	default:
+		if r.greeted && r.dice.chance(0.02) { // its token ran out
+			r.call(town.Exchange{Generation: r.x.gen}, func(error) {})
+		}
 		r.later(10*time.Minute, 10*time.Minute, r.fate)
 	}
 }
@@ -69,35 +87,84 @@ func (r *runner) fate() {
 // call hands an input to the server through a bad network. When no answer came,
 // or one that means "try again", it does so; ok is called with the answer else.
 func (r *runner) call(in town.Input, answer func(error)) {
+	w, who := r.w, r.x.who
 	again := func() { r.later(time.Second, 10*time.Second, func() { r.call(in, answer) }) }
-	if r.w.fault("message lost", 0.01) {
+	if w.now.Sub(r.heard) > alone {
+		r.exit()
+		return
+	}
+	if w.fault("message-lost", who) {
 		again()
 		return
 	}
-	late := 0.1
-	if _, reports := in.(town.Reports); reports {
-		late = 0.01
-	}
-	if r.w.fault("late copy of a message", late) {
-		r.w.at(r.w.between(0, 3*time.Hour), func() {
+	if w.fault("message-late", who) {
+		w.at(w.extent(0, 3*time.Hour), func() {
 			_, _ = r.say(in) // nobody waits for the answer to a late copy
 		})
 	}
+	if w.fault("message-forged", who) {
+		r.forge(in)
+	}
 	err, lost := r.say(in)
-	if !lost && r.w.fault("message repeated", 0.01) {
+	if !lost && w.fault("message-repeated", who) {
 		e2, l2 := r.say(in)
 		if _, reports := in.(town.Reports); reports && err == nil && e2 == nil && !l2 {
-			r.w.violate("town %s took the same reports twice", r.x.town)
+			w.violate(invStale, w.shadow.towns[r.x.town], "town %s took the same reports twice", r.x.town)
 		}
 		lost = l2 // else the first answer holds
 	}
+	if !r.speaks() {
+		return
+	}
 	switch k := errs.KindOf(err); {
-	case lost, k == errs.Unavailable, k == errs.Overloaded, r.w.fault("answer lost", 0.01):
+	case lost, k == errs.Unavailable, k == errs.Overloaded, w.fault("answer-lost", who):
 		again()
 	case k == errs.Internal:
-		r.w.violate("%s was answered with: %v", town.InputName(in), err)
+		w.violate(invStale, w.shadow.towns[r.x.town], "%s was answered with: %v", town.InputName(in), err)
 	default:
+		r.heard = w.now
 		answer(err)
+	}
+}
+
+// forge sends an input with another epoch, generation or number before the real
+// one: anything in a sandbox may do that. It must be refused.
+func (r *runner) forge(in town.Input) {
+	off := 1 - 2*int64(r.w.extent(0, time.Millisecond)/time.Millisecond) // 1 or -1
+	gen := r.w.extent(0, time.Second) < 300*time.Millisecond
+	switch v := in.(type) {
+	case town.Verdict:
+		if r.w.shadow.repeated(r.x.town, v) {
+			return // it is answered as before
+		}
+		if gen {
+			v.Generation -= 1
+		} else {
+			v.Epoch += off
+		}
+		in = v
+	case town.GatesDone:
+		if gen {
+			v.Generation -= 1
+		} else {
+			v.N += int(off)
+		}
+		in = v
+	case town.Reports:
+		v.Generation -= 1 // another number may be the one that is expected
+		in = v
+	case town.Hello:
+		v.Generation -= 1
+		in = v
+	case town.Exchange:
+		v.Generation -= 1
+		in = v
+	default:
+		return
+	}
+	err, lost := r.w.do(r.x.town, in)
+	if !lost && r.w.shadow.towns[r.x.town] != nil {
+		r.w.holds(invStale, err != nil, r.w.shadow.towns[r.x.town], "a forged %s was taken: %+v", town.InputName(in), in)
 	}
 }
 
@@ -105,16 +172,18 @@ func (r *runner) call(in town.Input, answer func(error)) {
 // current one must be refused, but for the repeat of a verdict that was accepted:
 // it gets the same answer, and changes nothing.
 func (r *runner) say(in town.Input) (error, bool) {
+	w := r.w
+	was := w.shadow.towns[r.x.town]
+	stale := was != nil && was.columns.Generation != r.x.gen
 	v, verdict := in.(town.Verdict)
 	bead, _, _ := strings.Cut(v.Run, ".")
-	before := r.w.shadow.epochOf(r.x.town, bead)
-	err, lost := r.w.do(r.x.town, in)
-	if verdict && before == r.w.shadow.epochOf(r.x.town, bead) {
+	before := w.shadow.epochOf(r.x.town, bead)
+	w.shadow.input(r.x.town, in)
+	err, lost := w.do(r.x.town, in)
+	if lost || verdict && before == w.shadow.epochOf(r.x.town, bead) {
 		return err, lost
 	}
-	if t := r.w.shadow.towns[r.x.town]; !lost && err == nil && t != nil && t.columns.Generation != r.x.gen {
-		r.w.violate("%s of generation %d was taken by %s at generation %d", town.InputName(in), r.x.gen, t.name, t.columns.Generation)
-	}
+	w.holds(invStale, !stale || err != nil, was, "%s of generation %d was taken by a newer one", town.InputName(in), r.x.gen)
 	return err, lost
 }
 
@@ -132,21 +201,37 @@ func (r *runner) hello() {
 	})
 }
 
-func (r *runner) exit() { r.x.end("told to exit", r.w.chance(0.7)) }
+func (r *runner) exit() { r.x.end("told to exit", r.dice.chance(0.7)) }
 
 func (r *runner) beat() {
 	var lives []town.RunLife
 	for _, id := range sortedKeys(r.runs) {
-		lives = append(lives, town.RunLife{Run: id, Epoch: r.runs[id].d.Epoch})
+		a := r.runs[id]
+		life := town.RunLife{Run: id, Epoch: a.d.Epoch}
+		if !a.stuck.IsZero() {
+			life.IdleMS = r.w.now.Sub(a.stuck).Milliseconds()
+		}
+		lives = append(lives, life)
 	}
-	r.report(town.Report{Kind: town.ReportHeartbeat, Runs: lives})
+	r.report(town.Report{Kind: town.ReportHeartbeat, Runs: lives}, nil)
 	r.sync()
 	r.later(heartbeat, heartbeat+time.Second, r.beat)
 }
 
-func (r *runner) report(p town.Report) {
-	r.outbox = append(r.outbox, p)
+func (r *runner) report(p town.Report, taken func()) {
+	r.outbox = append(r.outbox, parcel{p, taken})
 	r.flush()
+}
+
+// took drops the first n reports, which the server has.
+func (r *runner) took(n int) {
+	for _, p := range r.outbox[:n] {
+		if p.taken != nil {
+			p.taken()
+		}
+	}
+	r.outbox = r.outbox[n:]
+	r.first += int64(n)
 }
 
 // flush sends what is in the outbox, one message after the other.
@@ -156,13 +241,15 @@ func (r *runner) flush() {
 	}
 	r.sending = true
 	n := len(r.outbox)
-	in := town.Reports{Generation: r.x.gen, Stream: r.stream, From: r.first, Items: append([]town.Report(nil), r.outbox...)}
+	in := town.Reports{Generation: r.x.gen, Stream: r.stream, From: r.first}
+	for _, p := range r.outbox {
+		in.Items = append(in.Items, p.report)
+	}
 	r.call(in, func(err error) {
 		r.sending = false
 		switch {
 		case err == nil:
-			r.first += int64(n)
-			r.outbox = r.outbox[n:]
+			r.took(n)
 		case errs.Is(err, errs.Conflict):
 			r.realign()
 			return
@@ -178,30 +265,30 @@ func (r *runner) flush() {
 func (r *runner) realign() {
 	var want int64
 	var stream string
-	if !r.view(func(t *town.Town) { want, stream = t.Sandbox().Seq+1, t.Sandbox().Stream }) {
+	r.sending = true
+	ok := r.view(func(t *town.Town) { want, stream = t.Sandbox().Seq+1, t.Sandbox().Stream })
+	r.sending = false
+	switch {
+	case !ok:
 		r.later(time.Second, 5*time.Second, r.flush)
 		return
-	}
-	if stream != r.stream {
+	case stream != r.stream:
 		r.later(time.Second, 5*time.Second, r.hello)
 		return
 	}
-	if want < r.first {
-		r.w.violate("town %s forgot reports that it had taken: %d expected, %d sent", r.x.town, want, r.first)
-		return
-	}
-	r.outbox = r.outbox[min(want-r.first, int64(len(r.outbox))):]
-	r.first = want
+	r.w.holds(invAcked, want >= r.first, r.w.shadow.towns[r.x.town], "town %s forgot reports that it had taken: %d expected, %d sent", r.x.town, want, r.first)
+	r.took(int(min(max(want-r.first, 0), int64(len(r.outbox)))))
 	r.flush()
 }
 
+// view reads the town, for this sandbox.
 func (r *runner) view(f func(*town.Town)) bool {
-	p := r.w.server()
+	p := r.w.reach()
 	if p == nil {
 		return false
 	}
 	err := p.hall.View(context.Background(), r.x.town, func(t *town.Town, _ time.Time) error { f(t); return nil })
-	return err == nil && !p.dead
+	return err == nil && !p.dead && r.speaks()
 }
 
 // wanted is told when the desired document has a new revision.
@@ -223,10 +310,15 @@ func (r *runner) sync() {
 	}) {
 		return // the next heartbeat asks again
 	}
+	r.heard = r.w.now
 	if gone {
 		r.exit()
 		return
 	}
+	if d.Rev < r.seen {
+		return // it was overtaken by a newer one
+	}
+	r.seen = d.Rev
 	wanted := map[string]bool{}
 	for _, run := range d.Runs {
 		wanted[run.ID] = true
@@ -245,115 +337,6 @@ func (r *runner) sync() {
 		r.drained = false
 	case len(r.runs) == 0 && !r.drained:
 		r.drained = true
-		r.report(town.Report{Kind: town.ReportDrained})
+		r.report(town.Report{Kind: town.ReportDrained}, nil)
 	}
 }
-
-func (r *runner) converge(d town.DesiredRun) {
-	a := r.runs[d.ID]
-	switch {
-	case a == nil && d.Stop == "" && d.Verdict == "":
-		a = &agent{d: d}
-		r.runs[d.ID] = a
-		r.later(200*time.Millisecond, 5*time.Second, func() { r.spawn(a) })
-	case (d.Stop != "" || d.Verdict != "") && (a == nil || !a.stopped):
-		if a == nil {
-			a = &agent{d: d}
-			r.runs[d.ID] = a
-		}
-		a.stopped = true
-		if r.w.fault("agent does not stop", 0.02) {
-			return
-		}
-		o := town.OutcomeStopped
-		if d.Verdict != "" {
-			o = town.OutcomeDone
-		}
-		r.later(100*time.Millisecond, 10*time.Second, func() { r.ended(a, o, "") })
-	}
-}
-
-func (r *runner) alive(a *agent) bool { return r.runs[a.d.ID] == a }
-
-func (r *runner) ended(a *agent, o town.Outcome, c town.Class) {
-	if !r.alive(a) {
-		return
-	}
-	delete(r.runs, a.d.ID)
-	r.report(town.Report{Kind: town.ReportEnded, Run: a.d.ID, Epoch: a.d.Epoch, Outcome: o, Class: c, Reason: "it ended"})
-	r.sync()
-}
-
-// spawn starts an agent and decides what will become of it.
-func (r *runner) spawn(a *agent) {
-	if !r.alive(a) || a.stopped {
-		return
-	}
-	if r.w.fault("agent does not start", 0.02) {
-		r.ended(a, town.OutcomeFailed, town.ClassInfra)
-		return
-	}
-	r.report(town.Report{Kind: town.ReportStarted, Run: a.d.ID, Epoch: a.d.Epoch, PID: 1})
-	took := r.w.between(time.Minute, 25*time.Minute)
-	for at := 45 * time.Second; at < took; at += 5 * time.Minute {
-		r.w.at(at, func() {
-			if r.x.running && !r.frozen && r.alive(a) {
-				r.report(town.Report{Kind: town.ReportCheckpoint, Run: a.d.ID, Epoch: a.d.Epoch,
-					Commit: oid("wip", a.d.ID, at.String()), Ref: town.WipRef(a.d.Bead, a.d.Epoch)})
-			}
-		})
-	}
-	r.later(took, took, func() {
-		switch {
-		case !r.alive(a) || a.stopped:
-		case r.w.chance(0.08):
-			r.ended(a, town.OutcomeExited, town.ClassWork)
-		case r.w.chance(0.05):
-			r.verdict(a, town.VerdictNoChange)
-		case r.w.fault("agent escalates", 0.02):
-			r.verdict(a, town.VerdictEscalate)
-		default:
-			r.verdict(a, town.VerdictDone)
-		}
-	})
-}
-
-func (r *runner) verdict(a *agent, k town.VerdictKind) {
-	in := town.Verdict{Generation: r.x.gen, Run: a.d.ID, Epoch: a.d.Epoch, CallID: "c1", Kind: k, Text: "it is done"}
-	if k == town.VerdictDone {
-		in.Evidence = town.Evidence{Commit: oid("work", a.d.ID), Exists: true, Descends: true, Changed: true}
-	}
-	r.call(in, func(err error) {
-		if err == nil {
-			a.said = true
-		}
-		r.sync()
-	})
-}
-
-// gate runs the gates of a candidate.
-func (r *runner) gate(g town.GateJob) {
-	if r.gates[g.Candidate] {
-		return
-	}
-	r.gates[g.Candidate] = true
-	if known, ok := r.w.hub.cands[g.Candidate]; !ok || known.bead != g.Bead {
-		r.w.violate("gates of %s were asked for on %s, which is no candidate of it", g.Bead, g.Candidate)
-	}
-	r.later(20*time.Second, 6*time.Minute, func() {
-		in := town.GatesDone{Generation: r.x.gen, Bead: g.Bead, N: g.N, Candidate: g.Candidate}
-		if r.w.fault("gates can't run", 0.01) {
-			in.Infra = "no space left"
-		}
-		for _, gate := range g.Gates {
-			passed := !r.w.chance(0.08)
-			in.Results = append(in.Results, town.GateRun{Name: gate.Name, Passed: passed, Millis: 1000})
-			if !passed {
-				break
-			}
-		}
-		r.call(in, func(error) { r.gates[g.Candidate] = false; r.sync() })
-	})
-}
-
-func (w *world) rigID(townID string) hub.ID { return hub.ID{Town: townID, Rig: rigName} }

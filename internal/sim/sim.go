@@ -7,11 +7,8 @@ import (
 	"fmt"
 	"hash"
 	"log/slog"
-	"math/rand/v2"
-	"slices"
 	"time"
 
-	"gastown/internal/hall"
 	"gastown/internal/store"
 	"gastown/internal/store/storetest"
 	"gastown/internal/town"
@@ -19,12 +16,40 @@ import (
 
 // Options choose a run.
 type Options struct {
-	Seed  uint64
-	Hours float64      // of virtual time with work and faults; about a day of rest follows
-	Towns int          // at least 1
-	Calm  bool         // no faults
-	Pair  bool         // two servers on one store
-	Log   *slog.Logger // of the hall; nil discards
+	Seed   uint64
+	Hours  float64      // of virtual time with work and faults; about a day of rest follows
+	Towns  int          // at least 1
+	Faults []Kind       // that may happen; nil: all
+	Only   []Injection  // not nil: a replay in which exactly these happen
+	Pair   bool         // two servers on one store, whatever the fault two-servers says
+	Log    *slog.Logger // of the hall; nil discards
+
+	first     bool          // the first violation ends the run
+	until     time.Duration // the run ends here, without a rest; 0: it does not
+	forgetful bool          // a bug for a test, see process
+}
+
+// most is how many violations end a run.
+func (o *Options) most() int {
+	if o.first {
+		return 1
+	}
+	return maxViolations
+}
+
+// Violation is a broken invariant.
+type Violation struct {
+	Invariant string        `json:"invariant"`
+	Text      string        `json:"text"`
+	Step      int64         `json:"step"`
+	At        time.Duration `json:"-"` // virtual time since the begin
+	Time      string        `json:"time"`
+	Town      string        `json:"town,omitempty"`
+	Inputs    []string      `json:"last_inputs,omitempty"` // to that town, the newest last
+}
+
+func (v Violation) String() string {
+	return fmt.Sprintf("step %d, %s: %s (%s)", v.Step, v.Time, v.Text, v.Invariant)
 }
 
 // Report is the outcome of a run.
@@ -32,24 +57,29 @@ type Report struct {
 	Seed          uint64           `json:"seed"`
 	Hours         float64          `json:"hours"`
 	Towns         int              `json:"towns"`
+	Servers       int              `json:"servers"`
 	Steps         int64            `json:"steps"`
 	Commits       int64            `json:"commits"`
 	Crashes       int64            `json:"crashes"`
-	Faults        map[string]int64 `json:"faults"`
+	Faults        map[Kind]int64   `json:"faults"`
+	Injected      []Injection      `json:"-"`
 	Beads         int              `json:"beads"`
 	Merged        int              `json:"merged"`
 	Ended         map[string]int   `json:"ended"` // beads by status at the end
+	Commands      int64            `json:"commands"`
 	SandboxStarts int64            `json:"sandbox_starts"`
 	Renewals      int64            `json:"token_renewals"`
-	Invariants    []string         `json:"invariants"`
-	Violations    []string         `json:"violations"`
-	Digest        string           `json:"digest"` // of every commit: equal for equal Options
+	Checked       map[string]int64 `json:"checked"` // invariants and how often each was looked at
+	Busiest       map[string]int   `json:"busiest"` // the most of each kind of work in one hour
+	Violations    []Violation      `json:"violations"`
+	Stopped       bool             `json:"stopped,omitempty"` // before its end
+	Digest        string           `json:"digest"`            // of every commit: equal for equal Options
 	ElapsedMS     int64            `json:"elapsed_ms"`
 }
 
 const (
 	maxViolations = 20
-	maxAwakeShare = 3              // a third of the towns may be awake at once
+	maxAwakeShare = 2              // half of the towns may be awake at once, and one
 	rest          = 30 * time.Hour // without faults and new work, until everything must have ended, and what is kept for a day is gone
 	quiet         = time.Hour      // of which nothing may be written
 )
@@ -57,215 +87,152 @@ const (
 // World is one run.
 type world struct {
 	opt    Options
-	rng    *rand.Rand
+	ctx    context.Context
+	order  dice // which of the things that could happen next does
+	storm  *storm
+	start  time.Time
 	now    time.Time
 	end    time.Time // of work and faults
 	events events
 	seq    int64
 
-	mem    *storetest.Memory
-	shadow *shadow
-	boxes  *boxes
-	hub    *hubs
-	procs  []*process // the servers that run now
-	boots  int
-	limits store.Limits
-	towns  []*simTown
+	current *strand // that runs
+	still   []*strand
+	spare   []*strand
+	choices []choice
+	atomic  bool // calls to the outside are never interrupted
 
-	violations []string
+	mem       *storetest.Memory
+	shadow    *shadow
+	boxes     *boxes
+	hub       *hubs
+	bounds    *bounds
+	procs     []*process // the servers that run now
+	pair      bool
+	skewed    time.Duration // how wrong all clocks are
+	boots     int
+	limits    store.Limits
+	server    town.Settings // of all servers
+	towns     []*simTown    // by place; who was deleted is replaced
+	gone      []*simTown    // deleted
+	typed     []*simTown    // whose people type before anything else happens
+	claimed   []*claim      // not performed yet
+	disturbed time.Time     // when a server last came, went or had its clock set, or the store did not work
+	setAt     time.Time     // when a clock was last set
+	fullUntil time.Time     // the store's disk is full
+	mute      time.Time     // until then nobody takes notices
+
+	violations []Violation
 	seen       map[string]bool
-	faults     map[string]int64
+	checked    [invariantCount]int64
 	digest     hash.Hash
 	steps      int64
 	commits    int64
 	crashes    int64
+	commands   int64
 	renewals   int64
 	tokens     int64 // issued
-	restless   bool  // faults and people are active
+	merged     int
+	restless   bool // faults and people are active
+	stopped    bool
+	tell       func(what string) // hears of every write, once the world is quiet
+	inQuiet    []string
 }
 
-// Run plays one run to its end.
-func Run(o Options) Report {
+// Run plays one run to its end, or until ctx ends.
+func Run(ctx context.Context, o Options) Report {
 	begin := time.Now()
-	w := newWorld(o)
+	w := newWorld(ctx, o)
+	defer w.unwind()
 	w.boot()
-	if o.Pair {
+	if w.pair {
 		w.boot()
 	}
-	w.play(w.end)
+	if o.until > 0 {
+		w.play(earlier(w.end, w.start.Add(o.until)))
+		w.stopped = w.now.Before(w.end)
+	} else {
+		w.play(w.end)
+	}
 	w.restless = false
+	w.fullUntil, w.mute = time.Time{}, time.Time{}
 	for _, t := range w.towns {
 		if t.id != "" {
-			t.ask(town.Resume{By: person}, func(error) {})
+			w.run(func() { t.ask(command{in: town.Resume{}, quiet: true}) })
 		}
 	}
 	w.play(w.end.Add(rest))
-	w.checkRest()
+	if !w.over() {
+		w.checkRest()
+	}
 	r := w.report()
 	r.ElapsedMS = time.Since(begin).Milliseconds()
 	return r
 }
 
-func newWorld(o Options) *world {
+func newWorld(ctx context.Context, o Options) *world {
 	o.Towns = max(o.Towns, 1)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	start := time.Date(2026, 1, 5, 8, 0, 0, 0, time.UTC)
-	w := &world{opt: o, rng: rand.New(rand.NewPCG(o.Seed, 0x6761)), now: start, restless: true,
-		end: start.Add(time.Duration(o.Hours * float64(time.Hour))), mem: storetest.NewMemory(), digest: sha256.New(),
-		seen: map[string]bool{}, faults: map[string]int64{}}
+	w := &world{opt: o, ctx: ctx, start: start, now: start, restless: true, pair: o.Pair, disturbed: start,
+		end: start.Add(time.Duration(o.Hours * float64(time.Hour)).Truncate(time.Millisecond)), mem: storetest.NewMemory(), digest: sha256.New(),
+		seen: map[string]bool{}, server: town.Settings{"ledger.retention": "336h", "notify.command": "true"}}
+	w.order = w.dice("order")
+	w.storm = newStorm(w, o)
+	if w.fault("two-servers", 0) {
+		w.pair = true
+	}
 	w.limits = store.Limits{MaxAwake: o.Towns/maxAwakeShare + 1, MaxStarting: 2}
 	w.shadow = newShadow(w)
 	w.boxes = newBoxes(w)
 	w.hub = newHubs(w)
+	w.bounds = newBounds(w)
 	w.at(0, w.populate)
 	return w
 }
 
-// chance is true with probability p, and never when faults are off and p is one
-// of a fault; name counts it.
-func (w *world) fault(name string, p float64) bool {
-	if w.opt.Calm || !w.restless || w.rng.Float64() >= p {
-		return false
-	}
-	w.faults[name]++
-	return true
-}
-
-func (w *world) chance(p float64) bool { return w.rng.Float64() < p }
-
-// between is a random duration.
-func (w *world) between(lo, hi time.Duration) time.Duration {
-	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)+1))
-}
-
-func (w *world) violate(format string, args ...any) {
+// violate records that an invariant is broken; t is the town that it is about, or nil.
+func (w *world) violate(inv invariant, t *shadowTown, format string, args ...any) {
 	s := fmt.Sprintf(format, args...)
-	if w.seen[s] || len(w.violations) >= maxViolations {
+	if w.seen[s] || len(w.violations) >= w.opt.most() {
 		return
 	}
 	w.seen[s] = true
-	w.violations = append(w.violations, fmt.Sprintf("step %d, %s: %s", w.steps, w.now.Format("2006-01-02 15:04:05.000"), s))
+	v := Violation{Invariant: inv.String(), Text: s, Step: w.steps, At: w.now.Sub(w.start), Time: w.now.Format("2006-01-02 15:04:05.000")}
+	if t != nil {
+		v.Town, v.Inputs = t.name, t.lastInputs()
+	}
+	w.violations = append(w.violations, v)
+}
+
+// holds counts a look at an invariant, and records when it does not hold.
+func (w *world) holds(inv invariant, ok bool, t *shadowTown, format string, args ...any) {
+	w.checked[inv]++
+	if !ok {
+		w.violate(inv, t, format, args...)
+	}
 }
 
 func (w *world) report() Report {
-	r := Report{Seed: w.opt.Seed, Hours: w.opt.Hours, Towns: w.opt.Towns, Steps: w.steps, Commits: w.commits, Crashes: w.crashes,
-		Faults: w.faults, SandboxStarts: w.boxes.starts, Renewals: w.renewals, Invariants: invariants(), Violations: w.violations,
-		Digest: hex.EncodeToString(w.digest.Sum(nil)[:16]), Ended: map[string]int{}}
+	r := Report{Seed: w.opt.Seed, Hours: w.opt.Hours, Towns: w.opt.Towns, Servers: 1, Steps: w.steps, Commits: w.commits, Crashes: w.crashes,
+		Faults: w.storm.count, Injected: w.storm.done, Commands: w.commands, SandboxStarts: w.boxes.starts, Renewals: w.renewals, Checked: map[string]int64{},
+		Busiest: w.bounds.most, Violations: w.violations, Stopped: w.stopped, Digest: hex.EncodeToString(w.digest.Sum(nil)[:16]), Merged: w.merged, Ended: map[string]int{}}
+	if w.pair {
+		r.Servers = 2
+	}
 	if r.Violations == nil {
-		r.Violations = []string{}
+		r.Violations = []Violation{}
+	}
+	for inv := range invariantCount {
+		r.Checked[inv.String()] = w.checked[inv]
 	}
 	for _, t := range w.shadow.towns {
 		for _, b := range t.beads {
-			r.Beads++
 			r.Ended[string(b.Status)]++
-			if b.Proof != nil && b.Proof.Kind == town.ProofMerged {
-				r.Merged++
-			}
 		}
 	}
+	r.Beads = w.shadow.beads
 	return r
-}
-
-// process is one life of the server.
-type process struct {
-	w      *world
-	boot   string
-	hall   *hall.Hall
-	dead   bool
-	skew   time.Duration // of its clock
-	tasks  []task
-	timers []*timer
-}
-
-// task is something that the hall wants done beside the rest.
-type task struct {
-	at time.Time // not before
-	f  func()
-}
-
-type timer struct {
-	at      time.Time
-	f       func()
-	stopped bool
-}
-
-// Go implements hall.Executor: the simulator runs f when it chooses to.
-func (p *process) Go(f func()) {
-	if p.dead {
-		return
-	}
-	t := task{p.w.now, f}
-	if p.w.fault("slow task", 0.02) {
-		t.at = p.w.now.Add(p.w.between(0, 4*time.Minute))
-	}
-	p.tasks = append(p.tasks, t)
-}
-
-// Now implements hall.Clock.
-func (p *process) Now() time.Time { return p.w.now.Add(p.skew) }
-
-// AfterFunc implements hall.Clock.
-func (p *process) AfterFunc(d time.Duration, f func()) func() {
-	t := &timer{at: p.w.now.Add(max(d, 0)), f: f}
-	p.timers = append(p.timers, t)
-	return func() { t.stopped = true }
-}
-
-// boot starts a server on what the last one left in the store.
-func (w *world) boot() {
-	w.boots++
-	p := &process{w: w, boot: fmt.Sprintf("boot%d", w.boots)}
-	if w.fault("wrong clock at boot", 0.1) {
-		p.skew = w.skew()
-	}
-	n, boot := 0, w.boots
-	drv, hub := &mortalDriver{p}, &mortalHub{p}
-	p.hall = hall.New(hall.Config{
-		Store: &mortalStore{Store: w.mem, p: p}, Boot: p.boot, Shared: w.opt.Pair, Clock: p, Exec: p, Limits: w.limits, Driver: drv, Hub: hub, Log: w.opt.Log,
-		Perform: &performer{p: p, Outside: hall.Outside{Driver: drv, Hub: hub, Tokens: &mortalTokens{p},
-			Runner: func(hall.TownRef, int64) ([]string, []string) { return []string{"runner"}, nil }}},
-		NewID: func() string { n++; return fmt.Sprintf("%d-%d", boot, n) },
-	})
-	w.procs = append(w.procs, p)
-}
-
-// skew is how wrong a clock is: of several servers each keeps close to the others.
-func (w *world) skew() time.Duration {
-	most := 5 * time.Minute
-	if w.opt.Pair {
-		most = time.Second
-	}
-	return w.between(-most, most)
-}
-
-// crash ends a process where it stands.
-func (w *world) crash(p *process) {
-	w.crashes++
-	p.dead = true
-	w.procs = slices.DeleteFunc(w.procs, func(o *process) bool { return o == p })
-	w.at(w.between(0, 3*time.Minute), w.boot)
-}
-
-// server is the one that a call reaches, nil while none runs.
-func (w *world) server() *process {
-	switch len(w.procs) {
-	case 0:
-		return nil
-	case 1:
-		return w.procs[0]
-	}
-	return w.procs[w.rng.IntN(len(w.procs))]
-}
-
-// do hands an input to a server, if one runs. lost says that no answer came: the
-// input may have taken effect.
-func (w *world) do(id string, in town.Input) (err error, lost bool) {
-	p := w.server()
-	if p == nil {
-		return nil, true
-	}
-	err = p.hall.Do(context.Background(), id, in)
-	return err, p.dead
 }

@@ -7,18 +7,26 @@ import (
 	"gastown/internal/sim"
 )
 
-func TestAFewDaysPassWithoutAViolation(t *testing.T) {
+// seeds is how many fixed seeds the tests play: fewer where each takes longer.
+func seeds() uint64 {
+	if raced {
+		return 4
+	}
+	return 14
+}
+
+func TestDaysWithAllFaultsPassWithoutAViolation(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(4) {
+	for seed := range seeds() {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel()
-			o := sim.Options{Seed: seed, Hours: 12, Towns: 5}
-			if seed == 3 {
-				o.Pair, o.Hours = true, 6
-			}
-			r := sim.Run(o)
+			o := sim.Options{Seed: seed, Hours: 30, Towns: 2 + int(seed%2)}
+			r := sim.Run(t.Context(), o)
 			for _, v := range r.Violations {
 				t.Error(v)
+			}
+			if t.Failed() {
+				t.Logf("gastown-lab sim --seed %d --hours %g --towns %d", o.Seed, o.Hours, o.Towns)
 			}
 			if r.Merged == 0 || r.Crashes == 0 || r.SandboxStarts == 0 {
 				t.Errorf("too little happened: %+v", r)
@@ -27,21 +35,42 @@ func TestAFewDaysPassWithoutAViolation(t *testing.T) {
 	}
 }
 
+func TestEveryFaultHappensAndEveryInvariantIsLookedAt(t *testing.T) {
+	t.Parallel()
+	m := sim.Many{Options: sim.Options{Seed: 303, Hours: 40, Towns: 2}, Seeds: 6, Jobs: 2}
+	s := m.Play(t.Context(), nil)
+	names, _ := sim.Kinds()
+	for _, k := range names {
+		if s.Faults[k] == 0 {
+			t.Errorf("%s never happened", k)
+		}
+	}
+	for inv, n := range s.Checked {
+		if n == 0 {
+			t.Errorf("%q was never looked at", inv)
+		}
+	}
+	for _, f := range s.Failures {
+		t.Errorf("seed %d: %v", f.Seed, f.Violations)
+	}
+}
+
 func TestASeedReplays(t *testing.T) {
 	t.Parallel()
-	o := sim.Options{Seed: 7, Hours: 6, Towns: 3}
-	a, b := sim.Run(o), sim.Run(o)
+	o := sim.Options{Seed: 7, Hours: 12, Towns: 3, Pair: true}
+	a, b := sim.Run(t.Context(), o), sim.Run(t.Context(), o)
 	if a.Digest != b.Digest || a.Steps != b.Steps {
 		t.Fatalf("two runs of one seed differ: %s after %d steps, %s after %d", a.Digest, a.Steps, b.Digest, b.Steps)
 	}
-	if c := sim.Run(sim.Options{Seed: 8, Hours: 6, Towns: 3}); c.Digest == a.Digest {
+	o.Seed = 8
+	if c := sim.Run(t.Context(), o); c.Digest == a.Digest {
 		t.Fatal("two seeds gave the same run")
 	}
 }
 
 func TestACalmDayMergesEverything(t *testing.T) {
 	t.Parallel()
-	r := sim.Run(sim.Options{Seed: 3, Hours: 12, Towns: 3, Calm: true})
+	r := sim.Run(t.Context(), sim.Options{Seed: 3, Hours: 12, Towns: 3, Faults: []sim.Kind{}})
 	for _, v := range r.Violations {
 		t.Error(v)
 	}

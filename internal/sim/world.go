@@ -2,14 +2,11 @@ package sim
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
+	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"gastown/internal/errs"
-	"gastown/internal/git/hub"
 	"gastown/internal/sandbox"
 )
 
@@ -21,6 +18,7 @@ type boxes struct {
 	w      *world
 	by     map[string]*box   // by town: the newest generation
 	lived  map[string][]span // by town: when sandboxes ran
+	disks  map[string]bool   // by town: there is one
 	starts int64
 }
 
@@ -28,6 +26,7 @@ type boxes struct {
 type box struct {
 	w       *world
 	town    string
+	who     int // the place of its town
 	gen     int64
 	running bool
 	since   time.Time
@@ -37,7 +36,7 @@ type box struct {
 }
 
 func newBoxes(w *world) *boxes {
-	return &boxes{w: w, by: map[string]*box{}, lived: map[string][]span{}}
+	return &boxes{w: w, by: map[string]*box{}, lived: map[string][]span{}, disks: map[string]bool{}}
 }
 
 func (b *boxes) start(s sandbox.Spec) (sandbox.Ref, error) {
@@ -51,23 +50,25 @@ func (b *boxes) start(s sandbox.Spec) (sandbox.Ref, error) {
 		case old.gen > s.Generation:
 			return ref, errs.New(errs.Conflict, "generation %d is newer", old.gen)
 		case old.running:
-			b.w.violate("two sandboxes: generation %d of %s was asked for while %d runs", s.Generation, s.Town, old.gen)
+			b.w.violate(invOneBox, b.w.shadow.towns[s.Town], "two sandboxes: generation %d of %s was asked for while %d runs", s.Generation, s.Town, old.gen)
 			return ref, errs.New(errs.Conflict, "generation %d still runs", old.gen)
 		}
 	}
+	b.w.checked[invOneBox]++
 	b.starts++
-	n := &box{w: b.w, town: s.Town, gen: s.Generation, running: true, since: b.w.now}
+	b.w.bounds.count(s.Town, "sandbox starts")
+	n := &box{w: b.w, town: s.Town, who: b.w.place(s.Town), gen: s.Generation, running: true, since: b.w.now}
 	b.by[s.Town] = n
-	n.runner = newRunner(n)
+	fresh := s.FreshDisk || !b.disks[s.Town]
+	b.disks[s.Town] = true
+	n.runner = newRunner(n, fresh)
 	awake := 0
 	for _, o := range b.by {
 		if o.running {
 			awake++
 		}
 	}
-	if awake > b.w.limits.MaxAwake {
-		b.w.violate("%d sandboxes run, the limit is %d", awake, b.w.limits.MaxAwake)
-	}
+	b.w.holds(invLimit, awake <= b.w.limits.MaxAwake, b.w.shadow.towns[s.Town], "%d sandboxes run, the limit is %d", awake, b.w.limits.MaxAwake)
 	return ref, nil
 }
 
@@ -84,7 +85,7 @@ func (x *box) end(why string, told bool) {
 	}
 	x.running, x.ended = false, why
 	x.w.boxes.lived[x.town] = append(x.w.boxes.lived[x.town], span{x.since.UnixMilli(), x.w.now.UnixMilli()})
-	if p := x.w.server(); told && p != nil {
+	if p := x.w.reach(); told && p != nil {
 		p.Go(func() { p.hall.Exited(sandbox.Ref{Driver: "sim", Town: x.town, Generation: x.gen}) })
 	}
 }
@@ -102,7 +103,7 @@ func (b *boxes) inspect(r sandbox.Ref) sandbox.Status {
 
 func (b *boxes) stop(r sandbox.Ref) {
 	if x := b.by[r.Town]; x != nil && x.gen == r.Generation {
-		x.end("stopped", b.w.chance(0.5))
+		x.end("stopped", b.w.order.chance(0.5))
 	}
 }
 
@@ -115,9 +116,12 @@ func (b *boxes) list() (out []sandbox.Status) {
 
 func (b *boxes) remove(r sandbox.Ref) {
 	if x := b.by[r.Town]; x != nil {
+		b.w.holds(invRemoved, b.w.shadow.towns[r.Town] == nil || b.w.shadow.towns[r.Town].columns.Status == "deleting", b.w.shadow.towns[r.Town],
+			"the disk of %s was removed, and the town is there", r.Town)
 		x.end("removed", false)
 		delete(b.by, r.Town)
 	}
+	delete(b.disks, r.Town)
 }
 
 func (b *boxes) sorted() []*box {
@@ -129,107 +133,17 @@ func (b *boxes) sorted() []*box {
 	return out
 }
 
-// hubs are the repositories and their upstreams.
-type hubs struct {
-	w     *world
-	rigs  map[hub.ID]*upstream
-	cands map[string]candidate // by commit
-}
-
-type upstream struct {
-	id      hub.ID
-	tip     string
-	in      map[string]bool // what the target contains
-	pushes  int             // by other people
-	offered []string        // branches that wait for a person to merge them
-	merges  map[string]int  // landed candidates by bead
-}
-
-type candidate struct{ bead, commit, tip string }
-
-func newHubs(w *world) *hubs {
-	return &hubs{w: w, rigs: map[hub.ID]*upstream{}, cands: map[string]candidate{}}
-}
-
-// oid makes a commit id.
-func oid(parts ...string) string {
-	sum := sha256.Sum256([]byte(strings.Join(parts, " ")))
-	return hex.EncodeToString(sum[:20])
-}
-
-func (h *hubs) add(id hub.ID) *upstream {
-	u := &upstream{id: id, tip: oid("first", id.String()), in: map[string]bool{}, merges: map[string]int{}}
-	u.in[u.tip] = true
-	h.rigs[id] = u
-	return u
-}
-
-func (h *hubs) rig(id hub.ID) *upstream {
-	if u := h.rigs[id]; u != nil {
-		return u
+// place is the number of a town in the world, from 1; 0 for none.
+func (w *world) place(id string) int {
+	if t := w.shadow.towns[id]; t != nil {
+		return t.place
 	}
-	return h.add(id)
+	return 0
 }
 
-func (u *upstream) push(commit string) { u.tip, u.in[commit] = commit, true }
-
-// candidate merges; one in twelve merges of distinct work conflicts.
-func (h *hubs) candidate(id hub.ID, s hub.CandidateSpec) hub.Candidate {
-	if h.rig(id).in[s.Commit] {
-		return hub.Candidate{Tip: s.Tip, AlreadyIn: true}
+func placeOf(name string) (n int) {
+	if _, err := fmt.Sscanf(name, "town%d", &n); err != nil {
+		return 0
 	}
-	c := oid("merge", s.Tip, s.Commit)
-	if c[0] == '0' {
-		return hub.Candidate{Tip: s.Tip, Conflict: true, Detail: "both changed a file"}
-	}
-	h.cands[c] = candidate{s.Bead, s.Commit, s.Tip}
-	return hub.Candidate{Commit: c, Tip: s.Tip}
-}
-
-func (h *hubs) land(id hub.ID, tip, c string) hub.LandResult {
-	u, cand := h.rig(id), h.cands[c]
-	switch {
-	case u.in[c]:
-		return hub.LandResult{Landed: true, Tip: u.tip}
-	case u.tip != tip:
-		return hub.LandResult{Lost: true, Tip: u.tip}
-	}
-	u.push(c)
-	u.in[cand.commit] = true
-	u.merges[cand.bead]++
-	if u.merges[cand.bead] > 1 {
-		h.w.violate("bead %s was merged %d times", cand.bead, u.merges[cand.bead])
-	}
-	h.w.shadow.landed(id.Town, cand.bead)
-	return hub.LandResult{Landed: true, Tip: c}
-}
-
-func (h *hubs) publish(id hub.ID, commit string) {
-	u := h.rig(id)
-	if !slices.Contains(u.offered, commit) {
-		u.offered = append(u.offered, commit)
-	}
-}
-
-func (h *hubs) removed(id hub.ID) {
-	if h.w.shadow.hasRig(id.Town, id.Rig) {
-		h.w.violate("the repository of %s was removed, and the rig is there", id)
-	}
-	delete(h.rigs, id)
-}
-
-func (h *hubs) removedTown(town string) {
-	for id := range h.rigs {
-		if id.Town == town {
-			delete(h.rigs, id)
-		}
-	}
-}
-
-func (h *hubs) list() (out []hub.ID) {
-	for id := range h.rigs {
-		out = append(out, id)
-	}
-	slices.SortFunc(out, func(a, b hub.ID) int { return cmp.Compare(a.String(), b.String()) })
-	return out
+	return n + 1
 }
