@@ -204,8 +204,10 @@ func (m memory) compare(w *world, mv move) {
 		m.compareBead(w, was, t.beads[id], mv, entries)
 	}
 	for id, r := range t.runs {
-		if on := t.blocker(t.beads[r.Bead]); on != "" && !m.runs[id] {
-			fail("run %s was started while %s blocks its bead", id, on)
+		for _, on := range t.beads[r.Bead].BlockedBy {
+			if !m.runs[id] && t.beads[on].Status != BeadClosed {
+				fail("run %s was started while %s is %s", id, on, t.beads[on].Status)
+			}
 		}
 	}
 	for s, fails := range m.breaker {
