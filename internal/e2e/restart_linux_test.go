@@ -133,6 +133,9 @@ func testFullDisk(t *testing.T, program string) {
 	w.settle()
 	w.closed(w.sling("One file", "echo one > one.txt"))
 	w.asleep()
+	// An agent is at work all the time; its files are elsewhere.
+	busy := w.sling("Held", w.held())
+	w.spawned(busy, 0)
 	for round := range 2 {
 		acknowledged := w.fillUp(round)
 		for _, id := range acknowledged {
@@ -146,6 +149,12 @@ func testFullDisk(t *testing.T, program string) {
 		})
 	}
 	w.closed(w.sling("Another file", "echo two > two.txt"))
+	w.write(w.release, "")
+	b := w.closed(busy)
+	if b.Charged != 0 || len(b.Runs) != 1 {
+		t.Errorf("%d charged, runs %+v", b.Charged, b.Runs)
+	}
+	w.mergedOnce(b)
 	w.kill()
 	w.start()
 	w.quiet()
@@ -195,8 +204,11 @@ func (w *world) fillUp(round int) (ids []string) {
 		w.t.Errorf("a write to a full disk says: %v", refusal)
 	}
 	w.t.Logf("%d beads fitted, then: %v", len(ids), refusal)
-	if err := w.api.Ready(ctx); err != nil {
-		w.t.Errorf("reading does not work any more: %v", err)
+	if s, err := w.api.Server(ctx); err != nil || s.Store.State != "full" || !strings.Contains(s.Store.Hint, w.data) {
+		w.t.Errorf("the server says %+v, %v", s.Store, err)
+	}
+	if err := impatient.Ready(ctx); !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "its disk is full") {
+		w.t.Errorf("it says it is ready: %v", err)
 	}
 	if err := os.Remove(filler); err != nil {
 		w.t.Fatal(err)
