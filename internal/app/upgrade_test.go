@@ -33,9 +33,9 @@ var migrations = map[string]string{
 
 // history drives a town through its public face, as a hall would.
 type history struct {
-	t   *town.Town
-	now time.Time
-	tip int
+	t    *town.Town
+	now  time.Time
+	fail []string // actions that fail
 }
 
 func oid(n int) string { return fmt.Sprintf("%040x", n) }
@@ -47,8 +47,8 @@ func (h *history) do(t *testing.T, in town.Input) {
 	}
 }
 
-// perform answers what the town asks for; fail names actions that fail.
-func (h *history) perform(t *testing.T, fail ...string) {
+// perform answers what the town asks for.
+func (h *history) perform(t *testing.T) {
 	t.Helper()
 	for range 50 {
 		effects := h.t.Claim(h.now, "boot")
@@ -71,7 +71,7 @@ func (h *history) perform(t *testing.T, fail ...string) {
 			case town.CheckTarget:
 				done.Result = town.Checked{Tip: oid(1)}
 			}
-			for _, f := range fail {
+			for _, f := range h.fail {
 				if town.ActionName(e.Action) == f {
 					done.Err, done.Result = "it failed", nil
 				}
@@ -124,7 +124,7 @@ func (h *history) done(t *testing.T, bead string) {
 
 // busy is a town with beads in all states, runs, claims, a breaker, notices.
 func busy(t *testing.T, now time.Time) *history {
-	h := &history{t: town.New("tbusy", "busy", "", town.At(now)), now: now}
+	h := &history{t: town.New("tbusy", "busy", "", town.At(now)), now: now, fail: []string{"notify"}}
 	h.do(t, town.SetTown{By: "ann", Set: town.Settings{"work.max_attempts": "1", "notify.url": "https://example.com/hook"}})
 	for _, r := range []town.Rig{
 		{Name: "web", Prefix: "web", URL: "/upstream/web", Target: "main", Tip: oid(1), Gates: []town.Gate{{Name: "test", Command: "make test"}}},
@@ -154,8 +154,12 @@ func busy(t *testing.T, now time.Time) *history {
 	h.bead(t, town.CreateBead{ID: "web-block", Rig: "web", BlockedBy: []string{"web-works"}})
 	h.now = h.now.Add(time.Minute)
 	h.do(t, town.Tick{})
-	h.perform(t, "rig.fetch", "merge.check", "notify")
-	h.bead(t, town.CreateBead{ID: "lib-start", Rig: "lib"})
+	h.perform(t)
+	h.fail = append(h.fail, "merge.candidate")
+	h.bead(t, town.CreateBead{ID: "lib-third", Rig: "lib"})
+	h.done(t, "lib-third") // its candidate can't be built
+	h.bead(t, town.CreateBead{ID: "api-start", Rig: "api"})
+	h.now = h.now.Add(time.Hour)
 	h.t.Claim(h.now, "boot") // the process ends here
 	return h
 }

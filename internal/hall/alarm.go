@@ -27,8 +27,9 @@ type wanted struct {
 
 // alarm is the loop that brings time to towns.
 type alarm struct {
-	h     *Hall
-	poked chan struct{} // capacity 1
+	h         *Hall
+	poked     chan struct{} // capacity 1
+	unclaimed bool          // the last step could not claim due towns; of the loop alone
 
 	mu      sync.Mutex // guards all below
 	next    time.Time  // when the loop means to run again; zero while it runs
@@ -148,9 +149,12 @@ func (h *Hall) Step(ctx context.Context) time.Time {
 	a.maybeKeepHouse(now)
 	due, err := a.dispatch(ctx, now)
 	if err != nil && ctx.Err() == nil {
-		h.cfg.Log.Warn("due towns could not be claimed", "err", err)
+		if !a.unclaimed { // once: it is tried each second, for as long as a disk is full
+			h.cfg.Log.Warn("due towns could not be claimed", "err", err)
+		}
 		sooner(now.Add(loopRetry))
 	}
+	a.unclaimed = err != nil
 	sooner(due)
 	return a.end(next)
 }
