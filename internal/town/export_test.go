@@ -581,3 +581,27 @@ func TestEveryFieldIsExportedOrLeftOutOnPurpose(t *testing.T) {
 		}
 	}
 }
+
+func TestEachFieldOfABeadComesBack(t *testing.T) {
+	want := Bead{ID: "web-aaaaa", Rig: "web", Title: "t", Body: "b", Priority: 3, Labels: []string{"x"}, Status: BeadClosed, Staged: true,
+		BlockedBy: []string{"web-zzzzz"}, CreatedAt: 1000, UpdatedAt: 2000, ClosedAt: 3000, CreatedBy: "ann", Settings: Settings{"run.time_limit": "1h"},
+		Attempt: 2, Charged: 3, Conflicts: 4, Losses: 5, Epoch: 6, NotBefore: 7000, Restarted: true, Spent: Spend{1, 2, 3, 4}, Past: Spend{5, 6, 7, 8}, FreshAt: 8000,
+		Agent: "amber", Base: commitName(1), Commit: commitName(2), Reason: "r", Summary: "s",
+		Proof:    &Proof{Kind: ProofMerged, Commit: commitName(3), By: "ann", Reason: "merged", At: 9000},
+		Runs:     []RunRecord{{Epoch: 6, Agent: "amber", Preset: "scripted", Generation: 7, StartedAt: 1, SpawnedAt: 2, EndedAt: 3, Outcome: OutcomeDone, Class: ClassWork, Reason: "x", Spent: Spend{1, 1, 1, 1}}},
+		Failures: []Failure{{At: 4, Epoch: 5, Class: ClassLimit, Charged: true, Reason: "y"}}}
+	e := &Export{beads: []Bead{want}}
+	line, err := json.Marshal(e.Bead(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, err := NewImporter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im.rigs["web"] = "web"
+	got, err := im.readBead(line)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("%v\n%+v\ncame back as\n%+v", err, want, got)
+	}
+}
