@@ -36,6 +36,9 @@ type Bead struct {
 
 	Checkpoint string `json:"checkpoint,omitempty" doc:"Latest work in progress that the server holds."`
 
+	Spent   Spend    `json:"spent,omitzero" doc:"What it cost in all its life."`
+	Budgets []Budget `json:"budgets,omitempty" doc:"Its limits that are set. They count since it was made, or reopened by a person."`
+
 	Proof    *Proof            `json:"proof,omitempty"`
 	Merge    *Merge            `json:"merge,omitempty"`
 	Failures []Failure         `json:"failures,omitempty"`
@@ -109,6 +112,29 @@ type Run struct {
 	Outcome    string    `json:"outcome,omitempty"`
 	Class      string    `json:"class,omitempty"`
 	Reason     string    `json:"reason,omitempty"`
+	Spent      Spend     `json:"spent,omitzero"`
+}
+
+// Spend is what something cost. Tokens and cost are what the server's model
+// gateway measured; what agents say of themselves is not counted.
+type Spend struct {
+	Runs       int64 `json:"runs" doc:"Runs started."`
+	AwakeMS    int64 `json:"awake_ms" doc:"Time for which a sandbox was awake."`
+	Tokens     int64 `json:"tokens"`
+	CostMicros int64 `json:"cost_micros" doc:"Millionths of a dollar."`
+}
+
+// Budget is a limit and how it stands, in runs, milliseconds, tokens or
+// millionths of a dollar.
+type Budget struct {
+	Scope   string    `json:"scope" enum:"bead,town,server"`
+	What    string    `json:"what" enum:"runs,awake,tokens,cost"`
+	Setting string    `json:"setting" doc:"The setting that gives the limit."`
+	Limit   int64     `json:"limit"`
+	Spent   int64     `json:"spent"`
+	Left    int64     `json:"left"`
+	Since   time.Time `json:"since,omitzero" doc:"Begin of the present period."`
+	Until   time.Time `json:"until,omitzero" doc:"When it counts anew by itself."`
 }
 
 // Agent is the permanent identity of a worker.

@@ -103,6 +103,7 @@ type Breaker struct {
 	Fails   int       `json:"fails"`
 	Until   time.Time `json:"until,omitzero"`
 	Last    string    `json:"last"`
+	Limit   bool      `json:"limit,omitempty" doc:"No failure: a model provider limits its use until then."`
 	Since   time.Time `json:"since,omitzero"`
 }
 
@@ -158,10 +159,20 @@ type Usage struct {
 	Open       int64  `json:"open"`
 	Generation int64  `json:"generation"`
 
-	Days []UsageDay `json:"days" doc:"Awake time by day in UTC, the oldest first."`
+	Days    []UsageDay  `json:"days" doc:"By day in UTC, the oldest first."`
+	Budgets []Budget    `json:"budgets" doc:"The limits of the town and the server that are set."`
+	Beads   []BeadSpend `json:"beads" doc:"The beads that cost most, at most 100."`
 }
 
-// UsageDay is the awake time of one day in UTC. Every millisecond between start
+// BeadSpend is what one bead cost in all its life.
+type BeadSpend struct {
+	Bead   string `json:"bead"`
+	Title  string `json:"title"`
+	Status string `json:"status"`
+	Spent  Spend  `json:"spent"`
+}
+
+// UsageDay is what a town used on one day in UTC. Every millisecond between start
 // and end of a sandbox belongs to exactly one phase.
 type UsageDay struct {
 	Day        string           `json:"day" doc:"Such as 2026-01-31."`
@@ -172,6 +183,9 @@ type UsageDay struct {
 	DrainingMS int64            `json:"draining_ms"`
 	StoppingMS int64            `json:"stopping_ms"`
 	Holds      map[string]int64 `json:"holds,omitempty" doc:"By hold; they may overlap."`
+	Runs       int64            `json:"runs" doc:"Runs started."`
+	Tokens     int64            `json:"tokens"`
+	CostMicros int64            `json:"cost_micros" doc:"Millionths of a dollar."`
 }
 
 // LedgerEntry is one line of a town's ledger, and the data of a town's events.

@@ -59,7 +59,7 @@ func (a *invocation) showBead(b api.Bead) error {
 		return err
 	}
 	if err := a.fields("why       ", reasonText(b.Why, a), "rig", b.Rig+" of town "+b.Town, "priority", fmt.Sprint(b.Priority), "labels", strings.Join(b.Labels, " "),
-		"waits for", strings.Join(b.BlockedBy, " "), "agent", b.Agent, "attempts", attempts,
+		"waits for", strings.Join(b.BlockedBy, " "), "agent", b.Agent, "attempts", attempts, "spent", spentText(b),
 		"branch", b.Branch, "base", commit(b.Base), "commit", commit(b.Commit), "checkpoint", commit(b.Checkpoint),
 		"merge", mergeText(b.Merge), "proof", a.proofText(b.Proof), "summary", b.Summary, "settings", strings.Join(set, " "),
 		"created", a.ago(b.CreatedAt)+by(b.CreatedBy), "closed", a.ago(b.ClosedAt)); err != nil {

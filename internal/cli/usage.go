@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,7 @@ import (
 // usageCmd shows what towns used: one line each, or the days of one.
 func (a *invocation) usageCmd() *cobra.Command {
 	var one string
-	cmd := a.withJSON(a.command("usage [TOWN]", "Show what towns have used; for one town also its awake time by day and hold", func(ctx context.Context, args []string) error {
+	cmd := a.withJSON(a.command("usage [TOWN]", "Show what towns have used; for one town also its days, holds, budgets and beads", func(ctx context.Context, args []string) error {
 		c, err := a.connect()
 		if err != nil {
 			return err
@@ -46,7 +47,13 @@ func (a *invocation) usageCmd() *cobra.Command {
 		if err := a.table("there is no town yet", []string{"TOWN", "STARTS", "AWAKE", "RENEWALS", "RUNS", "RUN TIME", "OPEN", "CLOSED", "FAILED", "CANCELLED"}, rows); err != nil || len(args) == 0 {
 			return cmp.Or(err, failed)
 		}
-		return a.usageDays(all[0].Days)
+		if err := a.usageDays(all[0].Days); err != nil {
+			return err
+		}
+		if err := a.usageBudgets(all[0].Budgets); err != nil {
+			return err
+		}
+		return a.usageBeads(all[0].Beads)
 	}))
 	cmd.Flags().StringVar(&one, "town", "", "the town")
 	return cmd
@@ -56,7 +63,8 @@ func (a *invocation) usageCmd() *cobra.Command {
 func (a *invocation) usageDays(days []api.UsageDay) error {
 	var rows, holds [][]string
 	for _, d := range days {
-		rows = append(rows, []string{d.Day, msSpan(d.AwakeMS), msSpan(d.HeldMS), msSpan(d.GraceMS), msSpan(d.StartingMS), msSpan(d.DrainingMS), msSpan(d.StoppingMS)})
+		rows = append(rows, []string{d.Day, msSpan(d.AwakeMS), msSpan(d.HeldMS), msSpan(d.GraceMS), msSpan(d.StartingMS), msSpan(d.DrainingMS), msSpan(d.StoppingMS),
+			fmt.Sprint(d.Runs), fmt.Sprint(d.Tokens), dollars(d.CostMicros)})
 		for _, h := range slices.Sorted(maps.Keys(d.Holds)) {
 			holds = append(holds, []string{d.Day, h, msSpan(d.Holds[h])})
 		}
@@ -67,13 +75,76 @@ func (a *invocation) usageDays(days []api.UsageDay) error {
 	if err := a.say(""); err != nil {
 		return err
 	}
-	if err := a.table("", []string{"DAY", "AWAKE", "HELD", "GRACE", "STARTING", "DRAINING", "STOPPING"}, rows); err != nil || len(holds) == 0 {
+	if err := a.table("", []string{"DAY", "AWAKE", "HELD", "GRACE", "STARTING", "DRAINING", "STOPPING", "RUNS", "TOKENS", "COST"}, rows); err != nil || len(holds) == 0 {
 		return err
 	}
 	if err := a.say(""); err != nil {
 		return err
 	}
 	return a.table("", []string{"DAY", "HOLD", "TIME"}, holds)
+}
+
+// usageBudgets prints the limits that are set and what is left of them.
+func (a *invocation) usageBudgets(budgets []api.Budget) error {
+	var rows [][]string
+	for _, b := range budgets {
+		until := ""
+		if !b.Until.IsZero() {
+			until = a.ago(b.Until)
+		}
+		rows = append(rows, []string{b.Setting, amount(b.What, b.Limit), amount(b.What, b.Spent), amount(b.What, b.Left), until})
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	if err := a.say(""); err != nil {
+		return err
+	}
+	return a.table("", []string{"BUDGET", "LIMIT", "SPENT", "LEFT", "COUNTS ANEW"}, rows)
+}
+
+// usageBeads prints what beads cost.
+func (a *invocation) usageBeads(beads []api.BeadSpend) error {
+	var rows [][]string
+	for _, b := range beads {
+		rows = append(rows, []string{b.Bead, b.Status, fmt.Sprint(b.Spent.Runs), msSpan(b.Spent.AwakeMS), fmt.Sprint(b.Spent.Tokens), dollars(b.Spent.CostMicros), b.Title})
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	if err := a.say(""); err != nil {
+		return err
+	}
+	return a.table("", []string{"BEAD", "STATUS", "RUNS", "AWAKE", "TOKENS", "COST", "TITLE"}, rows)
+}
+
+func amount(what string, n int64) string {
+	switch what {
+	case "cost":
+		return dollars(n)
+	case "awake":
+		return msSpan(n)
+	}
+	return fmt.Sprint(n)
+}
+
+// dollars writes millionths of a dollar, with the cents or more.
+func dollars(micros int64) string {
+	text := fmt.Sprintf("$%d.%06d", micros/1_000_000, micros%1_000_000)
+	cents := len(text) - 4
+	return text[:cents] + strings.TrimRight(text[cents:], "0")
+}
+
+// spentText is what a bead cost, and its limits.
+func spentText(b api.Bead) string {
+	if b.Spent == (api.Spend{}) {
+		return ""
+	}
+	text := fmt.Sprintf("%d runs, %s awake, %d tokens, %s", b.Spent.Runs, msSpan(b.Spent.AwakeMS), b.Spent.Tokens, dollars(b.Spent.CostMicros))
+	for _, l := range b.Budgets {
+		text += fmt.Sprintf("; %s: %s of %s left", l.Setting, amount(l.What, l.Left), amount(l.What, l.Limit))
+	}
+	return text
 }
 
 func msSpan(ms int64) string { return span(time.Duration(ms) * time.Millisecond) }

@@ -22,8 +22,8 @@ func (s *Server) registerHistory() {
 
 func (s *Server) beadRuns(ctx context.Context, in *BeadPath) (*body[api.List[api.Run]], error) {
 	out := &body[api.List[api.Run]]{}
-	return out, s.viewBead(ctx, in.Bead, func(t *town.Town, _ time.Time, b town.Bead) error {
-		out.Body.Items = beadRuns(t, b)
+	return out, s.viewBead(ctx, in.Bead, func(t *town.Town, now time.Time, b town.Bead) error {
+		out.Body.Items = beadRuns(t, now, b)
 		return nil
 	})
 }

@@ -127,3 +127,29 @@ func (l *lab) whyOf(townName, bead string) api.Reason {
 	l.call("GET", "/api/v1/towns/"+townName+"/why/"+bead, nil).want(200, &r)
 	return r
 }
+
+func TestSpendingAndBudgetsAreShown(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	tn, b, _, run := l.awake()
+	if err := l.hall.Do(t.Context(), tn.ID, town.Metered{Run: run.ID, Epoch: 1, Meter: "gw", Seq: 1, Tokens: 40, Cost: 1_500_000}); err != nil {
+		t.Fatal(err)
+	}
+	set := func(path string, kv map[string]string) {
+		t.Helper()
+		l.call("PATCH", path, api.SetSettings{Set: kv}).want(200, nil)
+	}
+	set("/api/v1/towns/"+tn.Name+"/settings", map[string]string{"budget.town.cost": "2", "budget.bead.tokens": "40"})
+	var u api.Usage
+	l.call("GET", "/api/v1/towns/"+tn.Name+"/usage", nil).want(200, &u)
+	if len(u.Budgets) != 1 || u.Budgets[0].Setting != "budget.town.cost" || u.Budgets[0].Left != 500_000 || u.Budgets[0].Until.IsZero() ||
+		len(u.Beads) != 1 || u.Beads[0].Bead != b.ID || u.Beads[0].Spent.CostMicros != 1_500_000 || len(u.Days) != 1 || u.Days[0].Tokens != 40 || u.Days[0].Runs != 1 {
+		t.Errorf("usage %+v", u)
+	}
+	var got api.Bead
+	l.call("GET", "/api/v1/beads/"+b.ID, nil).want(200, &got)
+	if got.Spent.Tokens != 40 || len(got.Budgets) != 1 || got.Budgets[0].Left != 0 || len(got.Runs) != 1 || got.Runs[0].Spent.Tokens != 40 || got.Runs[0].Stop == "" {
+		t.Errorf("bead %+v, budgets %+v, runs %+v", got.Spent, got.Budgets, got.Runs)
+	}
+	l.call("PATCH", "/api/v1/towns/"+tn.Name+"/settings", api.SetSettings{Set: map[string]string{"budget.town.cost": "1e9"}}).problem(422, "invalid")
+}

@@ -261,7 +261,7 @@ func whyTownView(t *town.Town, now time.Time) api.WhyTown {
 		return api.Hold{Reason: string(h.Reason), Subject: h.Subject, Bead: h.Bead, Since: h.Since.Time(), Until: h.Until.Time()}
 	})
 	out.Breakers = mapped(why.Breakers, func(b town.Breaker) api.Breaker {
-		return api.Breaker{Subject: b.Subject, Fails: b.Fails, Until: b.Until.Time(), Last: b.Last, Since: b.Since.Time()}
+		return api.Breaker{Subject: b.Subject, Fails: b.Fails, Until: b.Until.Time(), Last: b.Last, Since: b.Since.Time(), Limit: b.Limit}
 	})
 	out.Claims = mapped(t.Claims(), func(c town.Claim) api.Claim {
 		return api.Claim{Key: c.Key, Attempt: c.Attempt, By: c.By, Until: c.Until.Time()}
@@ -315,8 +315,10 @@ func usageView(t *town.Town, now town.Time) api.Usage {
 	}
 	out.Days = mapped(t.Usage(now.Time()), func(u town.Usage) api.UsageDay {
 		return api.UsageDay{Day: u.Day, AwakeMS: u.Awake(), StartingMS: u.Starting, HeldMS: u.Held, GraceMS: u.Grace,
-			DrainingMS: u.Draining, StoppingMS: u.Stopping, Holds: u.Holds}
+			DrainingMS: u.Draining, StoppingMS: u.Stopping, Holds: u.Holds,
+			Runs: u.Runs, Tokens: u.Tokens, CostMicros: u.Cost}
 	})
+	out.Budgets, out.Beads = budgetViews(t.Budgets(now.Time())), beadSpends(t, now)
 	for _, b := range t.Beads() {
 		switch b.Status {
 		case town.BeadClosed:

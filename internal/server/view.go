@@ -68,7 +68,8 @@ func beadView(t *town.Town, now time.Time, b town.Bead, d detail) api.Bead {
 		Status: string(b.Status), Staged: b.Staged, BlockedBy: b.BlockedBy, CreatedAt: b.CreatedAt.Time(), UpdatedAt: b.UpdatedAt.Time(),
 		ClosedAt: b.ClosedAt.Time(), CreatedBy: b.CreatedBy, Attempt: b.Attempt, Attempts: b.Attempt, Charged: b.Charged,
 		Escalated: b.Escalated, NotBefore: b.NotBefore.Time(), Agent: b.Agent, Branch: b.Branch, Base: b.Base, Commit: b.Commit,
-		Reason: b.Reason, Summary: b.Summary, Checkpoint: b.Checkpoint, Settings: b.Settings, ETag: etag(b)}
+		Reason: b.Reason, Summary: b.Summary, Checkpoint: b.Checkpoint, Settings: b.Settings, ETag: etag(b),
+		Spent: spendView(t.BeadSpend(now, b.ID).Total())}
 	if p := b.Proof; p != nil {
 		out.Proof = &api.Proof{Kind: string(p.Kind), Commit: p.Commit, By: p.By, Reason: p.Reason, At: p.At.Time()}
 	}
@@ -90,25 +91,28 @@ func beadView(t *town.Town, now time.Time, b town.Bead, d detail) api.Bead {
 		return out
 	}
 	out.Body = b.Body
+	out.Budgets = budgetViews(t.BeadBudgets(now, b.ID))
 	for _, f := range b.Failures {
 		out.Failures = append(out.Failures, api.Failure{At: f.At.Time(), Epoch: f.Epoch, Class: string(f.Class), Charged: f.Charged, Reason: f.Reason})
 	}
-	out.Runs = beadRuns(t, b)
+	out.Runs = beadRuns(t, now, b)
 	return out
 }
 
 func runID(bead string, epoch int64) string { return fmt.Sprintf("%s.%d", bead, epoch) }
 
 // beadRuns returns the past runs of a bead and the present one, oldest first.
-func beadRuns(t *town.Town, b town.Bead) []api.Run {
+func beadRuns(t *town.Town, now time.Time, b town.Bead) []api.Run {
 	out := []api.Run{}
 	for _, r := range b.Runs {
 		out = append(out, api.Run{ID: runID(b.ID, r.Epoch), Bead: b.ID, Rig: b.Rig, Epoch: r.Epoch, Agent: r.Agent, Preset: r.Preset,
 			State: "ended", Generation: r.Generation, StartedAt: r.StartedAt.Time(), SpawnedAt: r.SpawnedAt.Time(),
-			EndedAt: r.EndedAt.Time(), Outcome: string(r.Outcome), Class: string(r.Class), Reason: r.Reason})
+			EndedAt: r.EndedAt.Time(), Outcome: string(r.Outcome), Class: string(r.Class), Reason: r.Reason, Spent: spendView(r.Spent)})
 	}
 	if r, ok := t.Run(runID(b.ID, b.Epoch)); ok {
-		out = append(out, runView(r))
+		v := runView(r)
+		v.Spent = spendView(t.RunSpend(now, r.ID))
+		out = append(out, v)
 	}
 	return out
 }

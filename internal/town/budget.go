@@ -29,8 +29,8 @@ type Budget struct {
 // Left is what may still be spent.
 func (b Budget) Left() int64 { return max(b.Limit-b.Spent, 0) }
 
-// key is the setting of the limit.
-func (b Budget) key() string { return "budget." + b.Scope + "." + b.What }
+// Setting is the key of the setting that gives the limit.
+func (b Budget) Setting() string { return "budget." + b.Scope + "." + b.What }
 
 // period says from when to when a budget counts.
 type period struct{ from, until Time }
@@ -186,12 +186,12 @@ func (t *Town) parked(now Time) (Budget, bool) { return usedUp(t.sharedBudgets(n
 
 // budgetText says of a budget that is used up what happened and what ends it.
 func (t *Town) budgetText(b Budget, bead string) string {
-	whose, command := "bead "+bead+" has used", "gastown bead edit "+bead+" --set "+b.key()+"="
+	whose, command := "bead "+bead+" has used", "gastown bead edit "+bead+" --set "+b.Setting()+"="
 	switch b.Scope {
 	case scopeTown:
-		whose, command = "town "+t.info.Name+" has used", "gastown town set "+t.info.Name+" "+b.key()+"="
+		whose, command = "town "+t.info.Name+" has used", "gastown town set "+t.info.Name+" "+b.Setting()+"="
 	case scopeServer:
-		whose, command = "all towns of the server have used", "restart the server with --set "+b.key()+"="
+		whose, command = "all towns of the server have used", "restart the server with --set "+b.Setting()+"="
 	}
 	since, until := "", ""
 	if b.Since != 0 {
@@ -199,7 +199,7 @@ func (t *Town) budgetText(b Budget, bead string) string {
 		until = "it goes on at " + b.Until.String() + "; "
 	}
 	return fmt.Sprintf("its budget is used up: %s %s of %s%s (%s); %sto go on now: %sN with a higher limit, 0 for none",
-		whose, amount(b.What, b.Spent), amount(b.What, b.Limit), since, b.key(), until, command)
+		whose, amount(b.What, b.Spent), amount(b.What, b.Limit), since, b.Setting(), until, command)
 }
 
 func amount(what string, n int64) string {
@@ -295,7 +295,7 @@ func (t *Town) tell(b Budget, now Time) {
 		}
 	}
 	t.info.Told = told
-	t.log(now, "budget.reached", t.info.Name, "", t.budgetText(b, ""), "scope", b.Scope, "budget", b.key())
+	t.log(now, "budget.reached", t.info.Name, "", t.budgetText(b, ""), "scope", b.Scope, "budget", b.Setting())
 	t.notify(now, "budget.reached", t.info.Name, t.budgetText(b, ""))
 }
 
@@ -305,7 +305,7 @@ func (t *Town) tellBead(b *Bead, bud Budget, now Time) {
 		return
 	}
 	t.edit(b, now, func() { b.Told = mark })
-	t.log(now, "budget.reached", b.ID, "", t.budgetText(bud, b.ID), "scope", bud.Scope, "budget", bud.key())
+	t.log(now, "budget.reached", b.ID, "", t.budgetText(bud, b.ID), "scope", bud.Scope, "budget", bud.Setting())
 	t.notify(now, "budget.reached", b.ID, b.Title+": "+t.budgetText(bud, b.ID))
 }
 
