@@ -267,6 +267,7 @@ func TestATownAtRestSettlesWhenLeftAlone(t *testing.T) {
 				continue
 			}
 		}
+		d.do(SetTown{By: "ann", Set: Settings{"budget.town.period": "total"}}) // at midnight it would go on
 		if d.town.info.Mode != ModeActive {
 			d.do(Resume{By: "ann"})
 		}
