@@ -252,7 +252,7 @@ func (c *chaos) deleteDisk(_ context.Context, random *rand.Rand) bool {
 // to the target.
 func (c *chaos) disturb(ctx context.Context) {
 	random := c.random(3)
-	for n := 1; wait(ctx, between(random, time.Second, 5*time.Second)) == nil; n++ {
+	for n := 1; wait(ctx, between(random, 2*time.Second, 7*time.Second)) == nil; n++ {
 		if random.IntN(3) == 0 {
 			c.outage(ctx, random)
 			continue
