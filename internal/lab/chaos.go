@@ -177,12 +177,12 @@ func (c *chaos) suffer(ctx context.Context) error {
 // ask calls f until it succeeds or the server's word is final.
 func (c *chaos) ask(ctx context.Context, f func(context.Context, *client.Client) error) error {
 	for {
-		server, err := c.keeper.ready(ctx)
+		up, err := c.keeper.ready(ctx)
 		if err != nil {
 			return err
 		}
 		try, cancel := context.WithTimeout(ctx, askFor)
-		err = f(try, server)
+		err = f(try, up.client)
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return err

@@ -26,9 +26,15 @@ type keeper struct {
 
 	mu     sync.Mutex // guards the fields below
 	newest *Server
-	killed bool           // the newest server was
-	client *client.Client // of the newest server, nil until it is ready
-	change chan struct{}  // closed when client changes
+	killed bool          // the newest server was
+	up     *answering    // the newest server, nil until it is ready
+	change chan struct{} // closed when up changes
+}
+
+// answering is a server that was ready.
+type answering struct {
+	server *Server
+	client *client.Client
 }
 
 func keep(p *Place, data string, args []string, bad func(string)) *keeper {
@@ -77,7 +83,10 @@ func (k *keeper) set(s *Server, c *client.Client) {
 	if k.newest != s {
 		k.newest, k.killed = s, false
 	}
-	k.client = c
+	k.up = nil
+	if c != nil {
+		k.up = &answering{s, c}
+	}
 	close(k.change)
 	k.change = make(chan struct{})
 }
@@ -88,14 +97,14 @@ func (k *keeper) wasKilled() bool {
 	return k.killed
 }
 
-// ready waits for a server that is, and returns its client.
-func (k *keeper) ready(ctx context.Context) (*client.Client, error) {
+// ready waits for a server that is.
+func (k *keeper) ready(ctx context.Context) (*answering, error) {
 	for {
 		k.mu.Lock()
-		c, change := k.client, k.change
+		up, change := k.up, k.change
 		k.mu.Unlock()
-		if c != nil {
-			return c, nil
+		if up != nil {
+			return up, nil
 		}
 		select {
 		case <-change:
@@ -120,7 +129,7 @@ func (k *keeper) kill() bool {
 		k.mu.Unlock()
 		return false
 	}
-	k.killed, k.client = true, nil
+	k.killed, k.up = true, nil
 	err := s.cmd.Process.Kill()
 	k.mu.Unlock()
 	if err != nil {

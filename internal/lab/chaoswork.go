@@ -173,10 +173,11 @@ func (c *chaos) place(ctx context.Context, o *order, random *rand.Rand, pause ti
 
 // post sends one creation; final says that there is no use in another try.
 func (c *chaos) post(ctx context.Context, key string, body []byte, limit time.Duration) (id string, final bool, err error) {
-	if _, err := c.keeper.ready(ctx); err != nil {
+	up, err := c.keeper.ready(ctx)
+	if err != nil {
 		return "", false, err
 	}
-	s := c.keeper.current()
+	s := up.server
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/api/v1/towns/"+chaosTown+"/beads", bytes.NewReader(body))
