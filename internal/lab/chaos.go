@@ -171,7 +171,10 @@ func (c *chaos) suffer(ctx context.Context) error {
 	all.Wait()
 	done()
 	watch.Wait()
-	return errors.Join(orderErr, errs.Wrap(errs.Unavailable, ctx.Err(), "the chaos was broken off"))
+	if ctx.Err() != nil {
+		return errs.Wrap(errs.Unavailable, ctx.Err(), "the chaos was broken off")
+	}
+	return orderErr
 }
 
 // ask calls f until it succeeds or the server's word is final.
