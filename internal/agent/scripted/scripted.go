@@ -56,8 +56,10 @@ func Main(ctx context.Context, in io.Reader, out io.Writer, stderr io.Writer) er
 		crash:    make(chan struct{}),
 		log:      slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
-	a.conn = acp.NewAgentSideConnection(a, out, in)
+	gate := &gated{in: in, open: make(chan struct{})}
+	a.conn = acp.NewAgentSideConnection(a, out, gate)
 	a.conn.SetLogger(a.log)
+	close(gate.open)
 	var err error
 	select {
 	case <-a.conn.Done():
@@ -67,6 +69,18 @@ func Main(ctx context.Context, in io.Reader, out io.Writer, stderr io.Writer) er
 	}
 	a.shut()
 	return err
+}
+
+// gated is an input that is read only when it is open: the connection reads as
+// soon as it exists, before the agent knows it.
+type gated struct {
+	in   io.Reader
+	open chan struct{}
+}
+
+func (g *gated) Read(p []byte) (int, error) {
+	<-g.open
+	return g.in.Read(p)
 }
 
 // agent implements the agent's side of the protocol.
