@@ -468,3 +468,27 @@ func TestEscalationsOverTheAPI(t *testing.T) {
 		t.Errorf("%+v", page.Items)
 	}
 }
+
+func FuzzReports(f *testing.F) {
+	for _, seed := range []string{`{"stream":"s1","from":1,"items":[{"kind":"heartbeat","runs":[{"run":"web-aaaaa.1","epoch":1}]}]}`,
+		`{"items":[null,[],"x",1,{"pid":"x"},{"kind":7}]}`, `{"items":{}}`, `{"from":1e99,"items":[]}`, "{\"items\":[\"\xff\"]}", `[`, ``} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		in, err := readReports(data)
+		if err != nil {
+			if !errs.Is(err, errs.Invalid) {
+				t.Fatalf("%v", err)
+			}
+			return
+		}
+		tw := town.New("t1", "alpha", "", 1)
+		// Refused or taken: nothing may panic, and a stranger's words stay short.
+		_ = tw.Handle(time.UnixMilli(2), town.Reports{Generation: 0, Stream: in.Stream, From: in.From, Items: in.Items})
+		for _, r := range in.Items {
+			if r.Kind == town.ReportLost && r.Run == "" && len(r.Reason) > town.MaxReport {
+				t.Fatalf("a note of %d bytes", len(r.Reason))
+			}
+		}
+	})
+}
