@@ -19,7 +19,17 @@ func (f *fakeTown) untilSaved() (started, saved town.Report) {
 	f.t.Helper()
 	started = f.awaitReport(town.ReportStarted, 0)
 	f.awaitFile("half.txt")
-	return started, f.awaitReport(town.ReportCheckpoint, 0)
+	f.await("a checkpoint with the file", func() bool {
+		for _, r := range f.reports {
+			if r.Kind == town.ReportCheckpoint {
+				if _, err := f.try(f.dir, "cat-file", "-e", r.Commit+":half.txt"); err == nil {
+					saved = r
+				}
+			}
+		}
+		return saved.Commit != ""
+	})
+	return started, saved
 }
 
 // nextRun wants the run after one that was cut off. Its script fails unless the
