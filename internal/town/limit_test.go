@@ -192,6 +192,10 @@ func TestALimitThatRepeatsWaitsLongerUntilSomethingWorks(t *testing.T) {
 		t.Fatal("success did not reset it")
 	}
 	d.limit("web-aaaaa", time.Minute)
+	d.limit("web-aaaaa", 2*time.Minute)
+	if br := d.town.breakers["provider/house"]; br.Fails != 1 || br.Until != At(d.now.Add(2*time.Minute)) {
+		t.Fatalf("a limit that was prolonged: %+v", br)
+	}
 	d.do(ProviderWorks{Run: r.ID, Epoch: r.Epoch, Provider: "house"})
 	if d.town.breakers["provider/house"] == nil {
 		t.Fatal("an answer to a request from before the limit ended it")

@@ -168,8 +168,6 @@ func (t *Town) ruleStuck(now Time) bool {
 		case t.overtime(r, now):
 			t.stopRun(r, now, stopLimit)
 			t.tookTooLong(r, now)
-		case now < r.WaitUntil:
-			continue
 		case idle >= t.duration("stuck.restart_after", b, rig):
 			if b.Restarted {
 				t.stopRun(r, now, stopStuckAgain)
