@@ -75,19 +75,29 @@ func Wires() []string { return []string{WireChat, WireResponses, WireMessages} }
 
 // Provider is a model provider, without its key.
 type Provider struct {
-	Kind    string   `json:"kind" enum:"openai,anthropic,openai-compatible"`
-	Name    string   `json:"name"`
-	BaseURL string   `json:"base_url"`
-	Models  []string `json:"models"`
+	Kind    string           `json:"kind" enum:"openai,anthropic,openai-compatible"`
+	Name    string           `json:"name"`
+	BaseURL string           `json:"base_url"`
+	Models  []string         `json:"models"`
+	Prices  map[string]Price `json:"prices,omitempty" doc:"By the model's name. A model without a price is counted in tokens only."`
+}
+
+// Price is what a model costs, in dollars for a million tokens.
+type Price struct {
+	Input      string `json:"input" doc:"Dollars, such as 1.25."`
+	Output     string `json:"output"`
+	CacheRead  string `json:"cache_read,omitempty" doc:"Of input that was read from the provider's cache; default: input."`
+	CacheWrite string `json:"cache_write,omitempty" doc:"Of input that was written to it; default: input."`
 }
 
 // CreateProvider adds a model provider or replaces one of the same name.
 type CreateProvider struct {
-	Kind    string   `json:"kind" doc:"openai, anthropic or openai-compatible."`
-	Name    string   `json:"name"`
-	BaseURL string   `json:"base_url,omitempty" doc:"https, or http to this machine. For OpenAI's wire formats up to and with the version, such as https://models.example/v1; for Anthropic's without it. Needed for openai-compatible."`
-	Key     string   `json:"key,omitempty" doc:"Sent as the kind wants it. Never returned."`
-	Models  []string `json:"models,omitempty" doc:"Names of models; the first is the default of rigs that use the provider."`
+	Kind    string           `json:"kind" doc:"openai, anthropic or openai-compatible."`
+	Name    string           `json:"name"`
+	BaseURL string           `json:"base_url,omitempty" doc:"https, or http to this machine. For OpenAI's wire formats up to and with the version, such as https://models.example/v1; for Anthropic's without it. Needed for openai-compatible."`
+	Key     string           `json:"key,omitempty" doc:"Sent as the kind wants it. Never returned."`
+	Models  []string         `json:"models,omitempty" doc:"Names of models; the first is the default of rigs that use the provider."`
+	Prices  map[string]Price `json:"prices,omitempty" doc:"By the model's name as its answers give it."`
 	// AllowHTTP permits plain http to another machine.
 	AllowHTTP bool `json:"allow_http,omitempty" doc:"Permit plain http to another machine: the key travels unprotected."`
 }

@@ -23,11 +23,14 @@ func (a *invocation) providerCmd() *cobra.Command {
 
 func (a *invocation) providerAddCmd() *cobra.Command {
 	var baseURL, keyFile string
-	var models []string
+	var models, prices []string
 	var allowHTTP bool
 	cmd := a.withJSON(a.command("add KIND NAME", "Add a model provider, or replace one; the kind is openai, anthropic or openai-compatible", func(ctx context.Context, args []string) error {
 		p := api.CreateProvider{Kind: args[0], Name: args[1], BaseURL: baseURL, Models: models, AllowHTTP: allowHTTP}
 		var err error
+		if p.Prices, err = pricesIn(prices); err != nil {
+			return err
+		}
 		if keyFile != "" {
 			if p.Key, err = a.secretFile("key", keyFile); err != nil {
 				return err
@@ -50,8 +53,28 @@ func (a *invocation) providerAddCmd() *cobra.Command {
 	fl.StringVar(&baseURL, "base-url", "", "where its API is; needed for openai-compatible, up to and with the version")
 	fl.StringVar(&keyFile, "key-file", "", "file with its key; - for stdin")
 	fl.StringArrayVar(&models, "model", nil, "name of a model; the first is the default; may be repeated")
+	fl.StringArrayVar(&prices, "price", nil, "dollars for a million tokens, as MODEL=INPUT,OUTPUT[,CACHE READ[,CACHE WRITE]]; may be repeated")
 	fl.BoolVar(&allowHTTP, "allow-http", false, "permit plain http to another machine: the key travels unprotected")
 	return cmd
+}
+
+// pricesIn reads MODEL=INPUT,OUTPUT[,CACHE READ[,CACHE WRITE]].
+func pricesIn(list []string) (map[string]api.Price, error) {
+	var out map[string]api.Price
+	for _, text := range list {
+		model, rest, ok := strings.Cut(text, "=")
+		parts := strings.Split(rest, ",")
+		if !ok || model == "" || len(parts) < 2 || len(parts) > 4 {
+			return nil, errs.New(errs.Invalid, "the price %q is not MODEL=INPUT,OUTPUT[,CACHE READ[,CACHE WRITE]]", text).
+				WithHint("for example: --price some-model=1.25,10,0.125")
+		}
+		parts = append(parts, "", "")
+		if out == nil {
+			out = map[string]api.Price{}
+		}
+		out[model] = api.Price{Input: parts[0], Output: parts[1], CacheRead: parts[2], CacheWrite: parts[3]}
+	}
+	return out, nil
 }
 
 func (a *invocation) providerListCmd() *cobra.Command {

@@ -28,7 +28,7 @@ type askedKey struct{}
 
 type asked struct {
 	grant    ModelGrant
-	provider string
+	provider Provider
 }
 
 // answered looks at an answer before it goes on.
@@ -40,6 +40,7 @@ func (m *model) answered(resp *http.Response) error {
 	if !ok {
 		return nil
 	}
+	m.meter(resp, a)
 	wait, limited := limitOf(resp, time.Now())
 	switch {
 	case limited:
@@ -51,12 +52,26 @@ func (m *model) answered(resp *http.Response) error {
 			resp.Header.Set(m.cfg.WaitHeader, strconv.FormatInt(ms, 10))
 		}
 		if m.cfg.Limits != nil {
-			m.cfg.Limits.ModelLimited(a.grant, a.provider, wait, "the provider answered with status "+strconv.Itoa(resp.StatusCode))
+			m.cfg.Limits.ModelLimited(a.grant, a.provider.Name, wait, "the provider answered with status "+strconv.Itoa(resp.StatusCode))
 		}
 	case a.grant.Limited && resp.StatusCode < 300 && m.cfg.Limits != nil:
-		m.cfg.Limits.ModelWorks(a.grant, a.provider)
+		m.cfg.Limits.ModelWorks(a.grant, a.provider.Name)
 	}
 	return nil
+}
+
+// meter has the usage of an answer read while it passes.
+func (m *model) meter(resp *http.Response, a asked) {
+	if m.cfg.Meter == nil || resp.StatusCode >= 300 || resp.Request.Method != http.MethodPost {
+		return
+	}
+	resp.Body = newUsageReader(resp.Body, resp.Header.Get("Content-Type"), func(model string, t Tokens, known bool) {
+		if !known {
+			m.log.Warn("a model's answer says nothing of its usage: it is not counted", "provider", a.provider.Name, "model", model, "run", a.grant.Run)
+			return
+		}
+		m.cfg.Meter.ModelUsed(a.grant, a.provider.Name, model, t, a.provider.Prices[model].Of(t))
+	})
 }
 
 // statusOverloaded is what some providers answer when they have too much to do.

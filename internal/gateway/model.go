@@ -41,6 +41,7 @@ type ModelGrant struct {
 type ModelConfig struct {
 	Prefix     string            // of the paths: <prefix>{provider}/...
 	Limits     ModelLimits       // hears of limits; nil: nobody does
+	Meter      ModelMeter        // hears what answers used; nil: nobody does
 	WaitHeader string            // header that tells of a limit: milliseconds to wait, -1 when not stated; "": none
 	Transport  http.RoundTripper // default: one with sane limits
 	Log        *slog.Logger      // default: discards
@@ -125,10 +126,13 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// just begun. Recorders in tests know no deadlines.
 	_ = rc.SetReadDeadline(time.Now().Add(modelBody))
 	r.Body = &endingBody{ReadCloser: http.MaxBytesReader(w, r.Body, MaxModelRequest), end: func() { _ = rc.SetReadDeadline(time.Time{}) }}
-	out := *r.WithContext(context.WithValue(r.Context(), askedKey{}, asked{grant, name}))
+	out := *r.WithContext(context.WithValue(r.Context(), askedKey{}, asked{grant, by}))
 	out.URL = target
 	out.Header = cleanRequest(r.Header)
 	by.identify(out.Header)
+	if m.cfg.Meter != nil {
+		out.Header.Del("Accept-Encoding") // the usage is read on the way
+	}
 	m.proxy.ServeHTTP(w, &out)
 }
 

@@ -71,7 +71,8 @@ type Provider struct {
 	BaseURL   string // without a slash at its end
 	Key       string // "" for an API that asks for none
 	Models    []string
-	AllowHTTP bool // plain http to another machine was asked for
+	AllowHTTP bool             // plain http to another machine was asked for
+	Prices    map[string]Price // by the model's name; one without a price is counted in tokens only
 }
 
 // LogValue leaves the key out of logs.
@@ -84,12 +85,13 @@ func (p Provider) String() string { return p.Kind + " " + p.Name }
 
 // stored is a Provider as it lies in the vault.
 type stored struct {
-	Kind      string   `json:"kind"`
-	Name      string   `json:"name"`
-	BaseURL   string   `json:"base_url"`
-	Key       string   `json:"key,omitempty"`
-	Models    []string `json:"models,omitempty"`
-	AllowHTTP bool     `json:"allow_http,omitempty"`
+	Kind      string           `json:"kind"`
+	Name      string           `json:"name"`
+	BaseURL   string           `json:"base_url"`
+	Key       string           `json:"key,omitempty"`
+	Models    []string         `json:"models,omitempty"`
+	AllowHTTP bool             `json:"allow_http,omitempty"`
+	Prices    map[string]Price `json:"prices,omitempty"`
 }
 
 // Secrets is where providers are kept.
@@ -142,11 +144,31 @@ func (p *Providers) Put(v Provider) error {
 			return errs.New(errs.Invalid, "%.60q is no name of a model", m)
 		}
 	}
+	if err := checkPrices(v.Prices); err != nil {
+		return err
+	}
 	b, err := json.Marshal(stored(v))
 	if err != nil {
 		return errs.Wrap(errs.Internal, err, "storing the provider %s", v.Name)
 	}
 	return p.secrets.Put(providerDir+"/"+v.Name, b)
+}
+
+func checkPrices(prices map[string]Price) error {
+	if len(prices) > maxModels {
+		return errs.New(errs.Invalid, "a provider lists at most %d prices", maxModels)
+	}
+	for m, p := range prices {
+		if len(m) > maxModel || !modelRE.MatchString(m) {
+			return errs.New(errs.Invalid, "%.60q is no name of a model", m)
+		}
+		for _, n := range []int64{p.Input, p.Output, p.CacheRead, p.CacheWrite} {
+			if n < 0 || n > MaxPrice {
+				return errs.New(errs.Invalid, "the price of %s is not from 0 to 1000 dollars for a million tokens", m)
+			}
+		}
+	}
+	return nil
 }
 
 // Get returns a provider with its key.

@@ -19,9 +19,34 @@ type Tokens struct {
 // Total is the sum of all kinds.
 func (t Tokens) Total() int64 { return t.Input + t.Output + t.CacheRead + t.CacheWrite }
 
+// ModelMeter hears what requests used.
+type ModelMeter interface {
+	// ModelUsed says what one answer used; model is its name as the provider says
+	// it, and cost in millionths of a dollar, 0 when there is no price for it. It is
+	// called before the agent sees the end of the answer, which waits for it.
+	ModelUsed(g ModelGrant, provider, model string, t Tokens, cost int64)
+}
+
+// Price is what a model costs, in millionths of a dollar for a million tokens.
+type Price struct {
+	Input      int64 `json:"input"`
+	Output     int64 `json:"output"`
+	CacheRead  int64 `json:"cache_read"`
+	CacheWrite int64 `json:"cache_write"`
+}
+
+// MaxPrice bounds a price: a thousand dollars for a million tokens.
+const MaxPrice = 1_000_000_000
+
+// Of is the price of tokens in millionths of a dollar, rounded up for each kind.
+func (p Price) Of(t Tokens) int64 {
+	part := func(tokens, price int64) int64 { return (tokens*price + 999_999) / 1_000_000 }
+	return part(t.Input, p.Input) + part(t.Output, p.Output) + part(t.CacheRead, p.CacheRead) + part(t.CacheWrite, p.CacheWrite)
+}
+
 const (
 	// maxTokens bounds one request: more is nonsense from a stranger.
-	maxTokens = 1 << 40
+	maxTokens = 1 << 32
 	// maxUsageLine is the longest line of a stream that is looked at, in bytes. The
 	// usage stands in short ones, or in the last, whole answer.
 	maxUsageLine = 4 << 20

@@ -122,3 +122,22 @@ func FuzzUsage(f *testing.F) {
 		}
 	})
 }
+
+func TestAPriceIsRoundedUpForEachKind(t *testing.T) {
+	t.Parallel()
+	p := Price{Input: 1_250_000, Output: 10_000_000, CacheRead: 125_000, CacheWrite: 1_500_000}
+	for want, tk := range map[int64]Tokens{
+		0:                   {},
+		2:                   {Input: 1},
+		2 + 10 + 1 + 2:      {Input: 1, Output: 1, CacheRead: 1, CacheWrite: 1},
+		1_250_000 + 125_000: {Input: 1_000_000, CacheRead: 1_000_000},
+	} {
+		if got := p.Of(tk); got != want {
+			t.Errorf("%+v cost %d, want %d", tk, got, want)
+		}
+	}
+	most := Price{Input: MaxPrice, Output: MaxPrice, CacheRead: MaxPrice, CacheWrite: MaxPrice}
+	if got := most.Of(Tokens{Input: maxTokens, Output: maxTokens, CacheRead: maxTokens, CacheWrite: maxTokens}); got <= 0 {
+		t.Errorf("the most that can be costs %d", got)
+	}
+}

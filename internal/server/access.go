@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"net/http"
 	"strings"
 	"time"
@@ -92,6 +93,27 @@ func (s *Server) ModelLimited(g gateway.ModelGrant, provider string, wait time.D
 // ModelWorks implements gateway.ModelLimits.
 func (s *Server) ModelWorks(g gateway.ModelGrant, provider string) {
 	s.tellLimit(g, town.ProviderWorks{Run: g.Run, Epoch: g.Epoch, Provider: provider})
+}
+
+// usedTimeout bounds how long the end of an answer waits until its usage is recorded.
+const usedTimeout = 10 * time.Second
+
+// ModelUsed implements gateway.ModelMeter. Each answer is a meter of its own, so
+// that a repeat after an unknown outcome counts once, in whatever order answers end.
+func (s *Server) ModelUsed(g gateway.ModelGrant, provider, model string, t gateway.Tokens, cost int64) {
+	ctx, cancel := context.WithTimeout(context.Background(), usedTimeout)
+	defer cancel()
+	in := town.Metered{Run: g.Run, Epoch: g.Epoch, Meter: "gw-" + rand.Text(), Seq: 1, Tokens: t.Total(), Cost: cost}
+	var err error
+	for range 3 {
+		if err = s.hall.Do(ctx, g.Town, in); !errs.Is(err, errs.Unavailable) && !errs.Is(err, errs.Overloaded) {
+			break
+		}
+	}
+	if err != nil {
+		s.log.Error("what a model's answer used could not be recorded", "run", g.Run, "provider", provider, "model", model,
+			"tokens", t.Total(), "cost", cost, "err", err)
+	}
 }
 
 const (

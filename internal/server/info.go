@@ -1,8 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	"gastown/internal/errs"
 	"gastown/internal/gateway"
 	"gastown/internal/store"
+	"gastown/internal/town"
 )
 
 const (
@@ -91,7 +94,35 @@ func providerView(p gateway.Provider) api.Provider {
 	if models == nil {
 		models = []string{}
 	}
-	return api.Provider{Kind: p.Kind, Name: p.Name, BaseURL: p.BaseURL, Models: models}
+	prices := map[string]api.Price{}
+	for m, v := range p.Prices {
+		prices[m] = api.Price{Input: dollars(v.Input), Output: dollars(v.Output), CacheRead: dollars(v.CacheRead), CacheWrite: dollars(v.CacheWrite)}
+	}
+	return api.Provider{Kind: p.Kind, Name: p.Name, BaseURL: p.BaseURL, Models: models, Prices: prices}
+}
+
+func dollars(micros int64) string { return strings.TrimPrefix(town.Money(micros), "$") }
+
+// pricesOf reads prices as people write them. What is not given of the cache
+// costs as much as other input.
+func pricesOf(from map[string]api.Price) (map[string]gateway.Price, error) {
+	out := map[string]gateway.Price{}
+	for m, p := range from {
+		var v gateway.Price
+		for _, f := range []struct {
+			text string
+			to   *int64
+		}{{p.Input, &v.Input}, {p.Output, &v.Output}, {cmp.Or(p.CacheRead, p.Input), &v.CacheRead}, {cmp.Or(p.CacheWrite, p.Input), &v.CacheWrite}} {
+			n, ok := town.ParseMoney(f.text)
+			if !ok {
+				return nil, errs.New(errs.Invalid, "the price %q of %s is not dollars for a million tokens", printable(f.text, 40), printable(m, 60)).
+					WithHint("give it like 1.25")
+			}
+			*f.to = n
+		}
+		out[m] = v
+	}
+	return out, nil
 }
 
 func (s *Server) addProvider(ctx context.Context, in *addProviderIn) (*raw, error) {
@@ -103,7 +134,11 @@ func (s *Server) addProvider(ctx context.Context, in *addProviderIn) (*raw, erro
 		return done, err
 	}
 	b := in.Body
-	err := s.providers.Put(gateway.Provider{Kind: b.Kind, Name: b.Name, BaseURL: b.BaseURL, Key: b.Key, Models: b.Models, AllowHTTP: b.AllowHTTP})
+	prices, err := pricesOf(b.Prices)
+	if err != nil {
+		return nil, err
+	}
+	err = s.providers.Put(gateway.Provider{Kind: b.Kind, Name: b.Name, BaseURL: b.BaseURL, Key: b.Key, Models: b.Models, AllowHTTP: b.AllowHTTP, Prices: prices})
 	if err != nil {
 		return nil, err
 	}

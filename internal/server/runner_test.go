@@ -323,6 +323,39 @@ func TestAModelIsReachedOnlyByARunWithItsProvider(t *testing.T) {
 	}
 }
 
+func TestWhatAModelsAnswerUsedIsCountedBeforeTheAgentSeesItsEnd(t *testing.T) {
+	t.Parallel()
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = io.WriteString(w, "data: {\"model\":\"m-1\",\"usage\":{\"prompt_tokens\":1000,\"completion_tokens\":20}}\n\ndata: [DONE]\n\n")
+	}))
+	defer up.Close()
+	l := newLab(t)
+	p := api.CreateProvider{Kind: "openai-compatible", Name: "house", BaseURL: up.URL + "/v1", Prices: map[string]api.Price{"m-1": {Input: "1.25", Output: "much"}}}
+	l.call("POST", "/api/v1/providers", p).problem(422, errs.Invalid)
+	p.Prices["m-1"] = api.Price{Input: "1.25", Output: "10"}
+	var made api.Provider
+	l.call("POST", "/api/v1/providers", p).want(201, &made)
+	if made.Prices["m-1"] != (api.Price{Input: "1.25", Output: "10.00", CacheRead: "1.25", CacheWrite: "1.25"}) {
+		t.Errorf("prices %+v", made.Prices)
+	}
+	tn := l.town("alpha")
+	l.call("PATCH", "/api/v1/towns/alpha/settings", api.SetSettings{Set: map[string]string{"provider": "house", "model": "m"}}).want(200, nil)
+	id := l.bead("alpha", "work").ID
+	_, token := l.box(tn)
+	var d town.Desired
+	l.callAs(token, "POST", wire.PathHello, wire.HelloRequest{Stream: "s1"}).want(200, &d)
+	run := d.Runs[0]
+	for range 2 {
+		l.callAs(token, "POST", wire.PathModel+"house/chat/completions", "{}", wire.HeaderRun, run.ID, wire.HeaderEpoch, fmt.Sprint(run.Epoch)).want(200, nil)
+	}
+	var b api.Bead
+	l.call("GET", "/api/v1/beads/"+id, nil).want(200, &b)
+	if b.Spent.Tokens != 2*1020 || b.Spent.Cost != 2*(1250+200) {
+		t.Errorf("the bead spent %+v", b.Spent)
+	}
+}
+
 func TestGitRulesFollowTheRun(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

@@ -116,7 +116,7 @@ func (t *Town) readLimit(scope string, b *Bead, r *Rig) Spend {
 		}
 		return n
 	}
-	cost, ok := parseMoney(t.text("budget."+scope+".cost", b, r))
+	cost, ok := ParseMoney(t.text("budget."+scope+".cost", b, r))
 	if !ok {
 		panic("town: a budget was not checked")
 	}

@@ -434,12 +434,12 @@ func TestPeopleAreToldOncePerPeriodAndLimit(t *testing.T) {
 func TestMoneyIsReadAndWrittenWithoutLoss(t *testing.T) {
 	t.Parallel()
 	for text, micros := range map[string]int64{"0": 0, "12": 12_000_000, "12.5": 12_500_000, "0.000001": 1, "999999999.999999": 999_999_999_999_999} {
-		if got, ok := parseMoney(text); !ok || got != micros {
+		if got, ok := ParseMoney(text); !ok || got != micros {
 			t.Errorf("%s: %d %v", text, got, ok)
 		}
 	}
 	for _, text := range []string{"", ".", "1.", ".5", "-1", "+1", "1e3", "0x1", "1,5", "1.0000001", "9999999999", " 1", "1 "} {
-		if _, ok := parseMoney(text); ok {
+		if _, ok := ParseMoney(text); ok {
 			t.Errorf("%q was taken", text)
 		}
 	}

@@ -190,7 +190,7 @@ func (s Setting) check(value string) error {
 			return bad("direct or branch")
 		}
 	case kindMoney:
-		if _, ok := parseMoney(value); !ok {
+		if _, ok := ParseMoney(value); !ok {
 			return bad("dollars, such as 12.50")
 		}
 	case kindPeriod:

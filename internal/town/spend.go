@@ -273,8 +273,8 @@ func counted(marks []Mark, in Metered) ([]Mark, bool) {
 	return marks[max(0, len(marks)-maxMarks):], true
 }
 
-// parseMoney reads dollars with up to six places behind the point as millionths.
-func parseMoney(s string) (int64, bool) {
+// ParseMoney reads dollars, such as 1.50, with up to six places behind the point as millionths.
+func ParseMoney(s string) (int64, bool) {
 	whole, frac, point := strings.Cut(s, ".")
 	if whole == "" || len(whole) > 9 || len(frac) > 6 || point && frac == "" || strings.ContainsFunc(whole+frac, func(r rune) bool { return r < '0' || r > '9' }) {
 		return 0, false
