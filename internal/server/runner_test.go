@@ -351,7 +351,7 @@ func TestWhatAModelsAnswerUsedIsCountedBeforeTheAgentSeesItsEnd(t *testing.T) {
 	}
 	var b api.Bead
 	l.call("GET", "/api/v1/beads/"+id, nil).want(200, &b)
-	if b.Spent.Tokens != 2*1020 || b.Spent.Cost != 2*(1250+200) {
+	if b.Spent.Tokens != 2*1020 || b.Spent.CostMicros != 2*(1250+200) {
 		t.Errorf("the bead spent %+v", b.Spent)
 	}
 }
