@@ -289,7 +289,7 @@ func (p *parts) wire() error {
 		TLSCert:    a.cfg.TLSCert, TLSKey: a.cfg.TLSKey,
 		Git:   p.gitHandler,
 		Ready: p.loopRuns,
-		Doctor: doctor.New(doctor.Config{Store: p.store, Hall: p.hall, Hub: p.hub, Driver: a.driver, Isolation: a.driver.Isolation(),
+		Doctor: doctor.New(doctor.Config{Store: p.store, Hall: p.hall, Hub: p.hub, Driver: a.driver, Isolation: a.driver.Isolation(), Health: p.store.Health,
 			TranscriptKeep: a.duration("transcript.retention"), Log: a.log}),
 		Log: a.log,
 	})

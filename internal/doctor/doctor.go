@@ -71,7 +71,8 @@ type Config struct {
 	Hall      Hall
 	Hub       Hub
 	Driver    Driver
-	Isolation string // what agents can reach that they should not; "" for nothing
+	Isolation string              // what agents can reach that they should not; "" for nothing
+	Health    func() store.Health // the state of the store; nil: always well
 
 	IdemKeep       time.Duration // how long idempotency records are kept; default 24 h
 	TranscriptKeep time.Duration // how long transcripts are kept; 0 is for ever
@@ -258,6 +259,11 @@ func (l *look) server(ctx context.Context) error {
 			return err
 		}
 		l.add(l.problem("", "store.damaged", "", err.Error(), "what was stored may be lost or wrong", "stop the server and restore a backup"))
+	}
+	if l.cfg.Health != nil {
+		if h := l.cfg.Health(); !h.Writable() && h.State != store.Damaged { // damage was just found
+			l.add(l.problem("", "store.writes", "", "the store takes no writes ("+string(h.State)+"): "+h.Cause, "nothing is accepted, and towns stand still", h.Hint))
+		}
 	}
 	if l.cfg.Isolation != "" {
 		l.info("sandbox.isolation", l.cfg.Isolation, "what runs in a sandbox can reach whatever you can", "work only on what you trust, or use a driver that isolates")

@@ -37,6 +37,7 @@ type house struct {
 	stopped []sandbox.Ref
 	refs    map[hub.ID][]hub.BeadRef
 	dropped []string
+	health  store.Health
 }
 
 func (h *house) Now() time.Time { return h.now }
@@ -93,7 +94,8 @@ func (r repositories) DropBead(_ context.Context, id hub.ID, bead string, branch
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
-	h := &house{t: t, dir: t.TempDir(), now: time.Now(), boxes: map[string]sandbox.Status{}, refs: map[hub.ID][]hub.BeadRef{}}
+	h := &house{t: t, dir: t.TempDir(), now: time.Now(), boxes: map[string]sandbox.Status{}, refs: map[hub.ID][]hub.BeadRef{},
+		health: store.Health{State: store.Healthy}}
 	var err error
 	if h.store, err = store.Open(t.Context(), h.dir, store.Options{CacheKiB: 2048, Readers: 2}); err != nil {
 		t.Fatal(err)
@@ -110,7 +112,7 @@ func newHouse(t *testing.T) *house {
 // reboot makes a hall that has nothing in memory.
 func (h *house) reboot() {
 	h.hall = hall.New(hall.Config{Store: h.store, Perform: h, Boot: "boot", Clock: h, Exec: h})
-	h.doctor = doctor.New(doctor.Config{Store: h.store, Hall: h.hall, Hub: repositories{h}, Driver: h, Isolation: "agents run as you",
+	h.doctor = doctor.New(doctor.Config{Store: h.store, Hall: h.hall, Hub: repositories{h}, Driver: h, Health: func() store.Health { return h.health }, Isolation: "agents run as you",
 		TranscriptKeep: 720 * time.Hour, Now: h.Now, Pause: func(context.Context) error { return nil }})
 }
 
@@ -188,6 +190,16 @@ func problems(r api.DoctorReport) []string {
 		}
 	}
 	return out
+}
+
+func TestAStoreThatTakesNoWritesIsAProblemWithAWayOut(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.health = store.Health{State: store.Full, Cause: "no space", Hint: "free space"}
+	rep := h.examine(doctor.Options{})
+	if got := problems(rep); len(got) != 1 || !strings.Contains(got[0], "store.writes") {
+		t.Fatalf("%v", got)
+	}
 }
 
 func TestAHealthyServerHasNoProblem(t *testing.T) {
