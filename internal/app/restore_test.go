@@ -104,6 +104,27 @@ func TestASwapThatWasCutOffAnywhereIsFinishedByTheNextStart(t *testing.T) {
 	}
 }
 
+func TestASwapThatFailsAfterTheFirstNewMembersKeepsTheOldOnesAside(t *testing.T) {
+	t.Parallel()
+	dir, w := swapped(t)
+	put(t, filepath.Join(dir, ".restore-1", "last"), "new")
+	put(t, filepath.Join(dir, "last", "in", "the", "way"), "")
+	w.In = append(w.In, "last")
+	if err := w.run(dir); !errs.Is(err, errs.Unavailable) {
+		t.Fatalf("got %v", err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "last")); err != nil {
+		t.Fatal(err)
+	}
+	if err := finishSwap(dir); err != nil {
+		t.Fatal(err)
+	}
+	got := files(t, dir)
+	if got["gastown.db"] != "new" || got["before/gastown.db"] != "old" || got["last"] != "new" || got["hub/t/r.git/HEAD"] != "new" {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestASwapCanBeTakenBack(t *testing.T) {
 	t.Parallel()
 	dir, w := swapped(t)
