@@ -50,7 +50,7 @@ func (c *chaos) round(random *rand.Rand, n int) []fault {
 	slow := []fault{
 		{"stall of the server", func(r Chaos) bool { return r.Stalls == 0 }, c.stallServer},
 		{"stall of the runner", rare, c.stallRunner},
-		{"full outbox", rare, c.fillOutbox},
+		{"full outbox", func(Chaos) bool { return !c.flooded() }, c.fillOutbox},
 		{"deleted disk", rare, c.deleteDisk},
 		{"stall of an agent", rare, c.stallAgent},
 	}
@@ -221,6 +221,12 @@ func (c *chaos) fillOutbox(ctx context.Context, random *rand.Rand) bool {
 	return c.stall(ctx, random, func(s syscall.Signal) bool {
 		return c.keeper.signal(s) && (s != syscall.SIGSTOP || touch(c.flood, fmt.Sprint(random.Uint64())) == nil)
 	})
+}
+
+// flooded reports whether an agent ever took its chance to print that much.
+func (c *chaos) flooded() bool {
+	took, err := filepath.Glob(c.flood + ".*")
+	return err == nil && len(took) > 0
 }
 
 // deleteDisk takes the sandbox's disk away: under the runner, together with
