@@ -93,6 +93,7 @@ func (h *realTown) landed(id string, steps int) api.Bead {
 		h.t.Errorf("it took %d attempts, %d of them charged: %+v", b.Attempts, b.Charged, b.Failures)
 	}
 	h.asleep()
+	h.counted(id, steps)
 	h.transcriptsTaken()
 	for _, f := range h.model.Faults() {
 		h.t.Errorf("the model could not answer: %s", f)
@@ -109,6 +110,18 @@ func (h *realTown) landed(id string, steps int) api.Bead {
 	}
 	h.timings(b)
 	return b
+}
+
+// counted checks that the server counted what the model says that it used. An
+// answer that its agent gave up when its turn was over may be missing.
+func (h *realTown) counted(id string, steps int) {
+	h.t.Helper()
+	var b api.Bead
+	h.read(&b, "bead", "show", id)
+	most, least := int64(1020*len(h.model.Requests())), int64(1020*(steps-1))
+	if got := b.Spent.Tokens; got > most || got < least || got%1020 != 0 {
+		h.t.Errorf("%d tokens were counted, and %d answers had 1020 each", got, len(h.model.Requests()))
+	}
 }
 
 // transcriptsTaken checks that the server took all that the runner told of its runs.
