@@ -19,6 +19,8 @@ type copyOf struct {
 	head store.Head
 	rigs map[string]string // the index as stored: rig -> prefix
 
+	settled time.Time // when the rules ran last on this copy; zero: never
+
 	renewals int64 // of the sandbox's token, as far as they were counted
 }
 

@@ -250,9 +250,13 @@ func (h *Hall) Stop(ctx context.Context) {
 
 // nextLook says when a town in memory is looked at again, and when time alone
 // changes something in it.
-func (h *Hall) nextLook(t *town.Town, now time.Time) (look, wake time.Time) {
-	look = now.Add(h.active(t))
-	at, ok := t.NextWake(now)
+func (h *Hall) nextLook(c *copyOf, now time.Time) (look, wake time.Time) {
+	look = now.Add(h.active(c.t))
+	from := now
+	if !c.settled.IsZero() && c.settled.Before(now) {
+		from = c.settled // a view may come after a deadline and before its tick
+	}
+	at, ok := c.t.NextWake(from)
 	if !ok {
 		return look, time.Time{}
 	}

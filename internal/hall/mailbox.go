@@ -154,7 +154,7 @@ func (h *Hall) leave(e *entry) {
 	running := false
 	if e.copy != nil {
 		if err := guard(func() error {
-			look, wake = h.nextLook(e.copy.t, now)
+			look, wake = h.nextLook(e.copy, now)
 			seen = sightOf(e.copy, now)
 			return nil
 		}); err != nil {

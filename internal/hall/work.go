@@ -260,12 +260,7 @@ func (tn *turn) maybeForget() {
 func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 	h, c := tn.h, tn.c
 	h.alarm.notice(tn.now)
-	if h.unheard(c) {
-		if err := c.t.Handle(tn.now, town.Unheard{}); err != nil {
-			h.cfg.Log.Warn("a town refused to hear of the silence", "town", c.head.ID, "err", err)
-		}
-	}
-	at := int64(town.At(tn.now))
+	at, settled := int64(town.At(tn.now)), tn.hear()
 	var idem []store.Idem
 	tn.ticks = true
 	slotAsked, noSlot, write := false, false, false
@@ -287,11 +282,18 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 			tn.refused[r] = err
 			continue
 		}
+		settled = true
 		if r.idem != nil {
 			r.status, r.body = r.respond(c.t)
 			idem = append(idem, store.Idem{Key: r.idem.Key, Hash: r.idem.Hash, Status: r.status, Body: r.body, At: at})
 		}
 	}
+	if !settled { // a deadline that passed since the rules ran would be missing in columns as of now
+		if err := c.t.Handle(tn.now, town.Tick{}); err != nil {
+			return false, com, err
+		}
+	}
+	c.settled = tn.now
 	tn.claims = c.t.Claim(tn.now, h.cfg.Boot)
 	changed := c.t.Changes()
 	rows, entries, err := encode(changed, c.t.Entries())
@@ -314,6 +316,18 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 		dirty = false // it is looked at in memory until then; c.head says what is stored
 	}
 	return dirty, com, nil
+}
+
+// hear tells a town of a silence of the server, and reports whether its rules ran.
+func (tn *turn) hear() bool {
+	if !tn.h.unheard(tn.c) {
+		return false
+	}
+	err := tn.c.t.Handle(tn.now, town.Unheard{})
+	if err != nil {
+		tn.h.cfg.Log.Warn("a town refused to hear of the silence", "town", tn.c.head.ID, "err", err)
+	}
+	return err == nil
 }
 
 // onlyDue reports a commit that would only move the deadline.
