@@ -79,7 +79,7 @@ type Provider struct {
 	Name    string           `json:"name"`
 	BaseURL string           `json:"base_url"`
 	Models  []string         `json:"models"`
-	Prices  map[string]Price `json:"prices,omitempty" doc:"By the model's name. A model without a price is counted in tokens only."`
+	Prices  map[string]Price `json:"prices,omitempty" doc:"By the model's name. A model without a price costs what its name without the date does, else as much as the dearest; without any price tokens alone count."`
 }
 
 // Price is what a model costs, in dollars for a million tokens.

@@ -29,6 +29,8 @@ type askedKey struct{}
 type asked struct {
 	grant    ModelGrant
 	provider Provider
+	paid     bool     // the answer costs tokens
+	sent     *request // its body
 }
 
 // answered looks at an answer before it goes on.
@@ -62,16 +64,31 @@ func (m *model) answered(resp *http.Response) error {
 
 // meter has the usage of an answer read while it passes.
 func (m *model) meter(resp *http.Response, a asked) {
-	if m.cfg.Meter == nil || resp.StatusCode >= 300 || resp.Request.Method != http.MethodPost {
+	if m.cfg.Meter == nil || resp.StatusCode >= 300 || !a.paid {
 		return
 	}
-	resp.Body = newUsageReader(resp.Body, resp.Header.Get("Content-Type"), func(model string, t Tokens, known bool) {
+	u := newUsageReader(resp.Body, resp.Header.Get("Content-Type"), func(model string, t Tokens, known bool) {
 		if !known {
-			m.log.Warn("a model's answer says nothing of its usage: it is not counted", "provider", a.provider.Name, "model", model, "run", a.grant.Run)
-			return
+			m.log.Warn("a model's answer says nothing of its usage: it is estimated", "provider", a.provider.Name, "model", model, "run", a.grant.Run, "tokens", t.Total())
 		}
-		m.cfg.Meter.ModelUsed(a.grant, a.provider.Name, model, t, a.provider.Prices[model].Of(t))
+		m.used(a, model, t)
 	})
+	u.sent = a.sent
+	u.stream = u.stream && resp.Header.Get("Content-Encoding") == "" // else nothing of it can be read
+	resp.Body = u
+}
+
+func (m *model) used(a asked, model string, t Tokens) {
+	m.cfg.Meter.ModelUsed(a.grant, a.provider.Name, model, t, a.provider.priceOf(model).Of(t))
+}
+
+// unheard counts a request whose sender left before an answer began: once the
+// provider has all of it, it is paid for.
+func (m *model) unheard(a asked) {
+	if m.cfg.Meter == nil || !a.paid || !a.sent.whole.Load() {
+		return
+	}
+	m.used(a, "", Tokens{Input: clampTokens(a.sent.input())})
 }
 
 // statusOverloaded is what some providers answer when they have too much to do.

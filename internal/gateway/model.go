@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"gastown/internal/api"
@@ -54,6 +55,30 @@ type model struct {
 	cfg       ModelConfig
 	proxy     *httputil.ReverseProxy
 	log       *slog.Logger
+
+	mu   sync.Mutex     // guards busy
+	busy map[string]int // requests under way, by run
+}
+
+// maxParallel is how many requests of one run are under way at most. What they
+// use is counted when they end, so it bounds how far a budget is overdrawn.
+const maxParallel = 32
+
+// enter takes one of the run's places.
+func (m *model) enter(run string) (leave func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.busy[run] >= maxParallel {
+		return nil, errs.New(errs.Overloaded, "%d requests of this run to its model are under way already", maxParallel)
+	}
+	m.busy[run]++
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.busy[run]--; m.busy[run] == 0 {
+			delete(m.busy, run)
+		}
+	}, nil
 }
 
 // NewModel forwards <prefix>{provider}/... to the provider's base URL, with the
@@ -67,7 +92,7 @@ func NewModel(p *Providers, policy ModelPolicy, cfg ModelConfig) http.Handler {
 	if cfg.Transport == nil {
 		cfg.Transport = modelTransport()
 	}
-	m := &model{providers: p, policy: policy, cfg: cfg, log: cfg.Log}
+	m := &model{providers: p, policy: policy, cfg: cfg, log: cfg.Log, busy: map[string]int{}}
 	m.proxy = &httputil.ReverseProxy{
 		Rewrite:        m.rewrite,
 		Transport:      cfg.Transport,
@@ -109,6 +134,17 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		m.fail(w, err)
 		return
 	}
+	paid, err := addressOf(r.Method, rest)
+	if err != nil {
+		m.fail(w, err)
+		return
+	}
+	leave, err := m.enter(grant.Town + " " + grant.Run)
+	if err != nil {
+		m.fail(w, err)
+		return
+	}
+	defer leave()
 	target, by, err := m.target(name, rest, r.URL.RawQuery)
 	if err != nil {
 		if errs.Is(err, errs.NotFound) {
@@ -125,8 +161,9 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// The read deadline may not outlive the body: at its end the answer may have
 	// just begun. Recorders in tests know no deadlines.
 	_ = rc.SetReadDeadline(time.Now().Add(modelBody))
-	r.Body = &endingBody{ReadCloser: http.MaxBytesReader(w, r.Body, MaxModelRequest), end: func() { _ = rc.SetReadDeadline(time.Time{}) }}
-	out := *r.WithContext(context.WithValue(r.Context(), askedKey{}, asked{grant, by}))
+	sent := &request{ReadCloser: &endingBody{ReadCloser: http.MaxBytesReader(w, r.Body, MaxModelRequest), end: func() { _ = rc.SetReadDeadline(time.Time{}) }}}
+	r.Body = sent
+	out := *r.WithContext(context.WithValue(r.Context(), askedKey{}, asked{grant, by, paid, sent}))
 	out.URL = target
 	out.Header = cleanRequest(r.Header)
 	by.identify(out.Header)
@@ -269,6 +306,9 @@ func (m *model) failed(w http.ResponseWriter, r *http.Request, err error) {
 		problem(w, http.StatusRequestEntityTooLarge, errs.Invalid, "the request to the model is larger than 32 MiB", "")
 	case r.Context().Err() != nil:
 		m.log.Debug("a request to a model was given up by its sender")
+		if a, ok := r.Context().Value(askedKey{}).(asked); ok {
+			m.unheard(a)
+		}
 	case errors.Is(err, errRedirect):
 		problem(w, http.StatusBadGateway, errs.Unavailable, "the model provider answered with a redirect, which is not followed",
 			"correct the provider's base URL on the server")

@@ -164,7 +164,7 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 	base, _ := newModelLab(t, func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "http://elsewhere.example/", http.StatusTemporaryRedirect)
 	})
-	res := post(t, base+"house/models", nil)
+	res := post(t, base+"house/responses", nil)
 	if wantProblem(t, res, http.StatusBadGateway, "redirect"); res.Header.Get("Location") != "" {
 		t.Errorf("location %q", res.Header.Get("Location"))
 	}
@@ -174,7 +174,7 @@ func TestALargeRequestIsRefused(t *testing.T) {
 	t.Parallel()
 	base, _ := newModelLab(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
 	// A length that is announced is refused by what is read, not by what is said.
-	res := post(t, base+"house/x", io.LimitReader(zeros{}, MaxModelRequest+1))
+	res := post(t, base+"house/messages", io.LimitReader(zeros{}, MaxModelRequest+1))
 	wantProblem(t, res, http.StatusRequestEntityTooLarge, "32 MiB")
 }
 
@@ -185,7 +185,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 func TestAMissingProviderNamesTheCommand(t *testing.T) {
 	t.Parallel()
 	base, _ := newModelLab(t, nil)
-	if p := wantProblem(t, post(t, base+"other/x", nil), http.StatusFailedDependency, "other"); p.Hint != AddHint {
+	if p := wantProblem(t, post(t, base+"other/messages", nil), http.StatusFailedDependency, "other"); p.Hint != AddHint {
 		t.Errorf("hint %q", p.Hint)
 	}
 }

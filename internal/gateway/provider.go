@@ -72,7 +72,7 @@ type Provider struct {
 	Key       string // "" for an API that asks for none
 	Models    []string
 	AllowHTTP bool             // plain http to another machine was asked for
-	Prices    map[string]Price // by the model's name; one without a price is counted in tokens only
+	Prices    map[string]Price // by the model's name; see priceOf for others
 }
 
 // LogValue leaves the key out of logs.

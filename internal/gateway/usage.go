@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"strings"
 )
@@ -22,7 +23,7 @@ func (t Tokens) Total() int64 { return t.Input + t.Output + t.CacheRead + t.Cach
 // ModelMeter hears what requests used.
 type ModelMeter interface {
 	// ModelUsed says what one answer used; model is its name as the provider says
-	// it, and cost in millionths of a dollar, 0 when there is no price for it. It is
+	// it, and cost in millionths of a dollar, 0 where there are no prices. It is
 	// called before the agent sees the end of the answer, which waits for it.
 	ModelUsed(g ModelGrant, provider, model string, t Tokens, cost int64)
 }
@@ -56,11 +57,15 @@ const (
 // understands the streams and the whole answers of OpenAI's chat completions and
 // responses, and of Anthropic's messages; anything else has no usage. done is
 // called once, at the end of the answer or when it is closed, with the last
-// usage that was said and the model that said it.
+// usage that was said and the model that said it. What was not said, or not
+// waited for, is estimated.
 type usageReader struct {
 	body   io.ReadCloser
 	stream bool
+	sent   *request // what was asked; nil: unknown
 	done   func(model string, t Tokens, known bool)
+
+	passed passed
 
 	line  []byte // the present line of a stream, or the whole answer
 	over  bool   // it is too long to look at
@@ -80,16 +85,17 @@ func (u *usageReader) Read(p []byte) (int, error) {
 	if u.ended {
 		return n, err
 	}
+	u.passed.bytes += int64(n)
 	u.take(p[:n])
 	if err != nil {
-		u.end()
+		u.end(errors.Is(err, io.EOF))
 	}
 	return n, err
 }
 
 // Close passes on. What was read until then counts.
 func (u *usageReader) Close() error {
-	u.end()
+	u.end(false)
 	return u.body.Close()
 }
 
@@ -131,6 +137,7 @@ func (u *usageReader) look() {
 		if line, ok = bytes.CutPrefix(line, []byte("data:")); !ok {
 			return
 		}
+		u.passed.events++
 	}
 	// Most lines of a stream are a few words of text: they are not worth parsing.
 	if u.stream && !bytes.Contains(line, []byte(`"usage"`)) && u.model != "" {
@@ -153,12 +160,20 @@ func (u *usageReader) look() {
 	}
 }
 
-func (u *usageReader) end() {
+// end tells what was used. Of an answer that was cut off only the beginning may
+// have been said.
+func (u *usageReader) end(whole bool) {
 	if u.ended {
 		return
 	}
 	u.ended = true
 	u.look()
+	if !u.known {
+		u.used.Input = clampTokens(u.sent.input())
+	}
+	if !u.known || !whole {
+		u.used.Output = max(u.used.Output, clampTokens(u.passed.output(u.stream)))
+	}
 	u.done(u.model, u.used, u.known)
 }
 

@@ -64,27 +64,38 @@ data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"outpu
 	}
 }
 
-func TestAnAnswerWithoutUsageIsUnknown(t *testing.T) {
+func TestAnAnswerWithoutUsageIsEstimated(t *testing.T) {
 	t.Parallel()
-	for _, answer := range []string{"", "no JSON", `{"model":"m"}`, "data: {\"model\":\"m\",\"usage\":null}\n", strings.Repeat("x", 100)} {
-		for _, contentType := range []string{"text/event-stream", "application/json", ""} {
-			if _, got, known := readUsage(t, contentType, answer); known || got != (Tokens{}) {
-				t.Errorf("%q as %q has the usage %+v", answer, contentType, got)
-			}
+	delta := "data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"hi\"}}],\"usage\":null}\n\n"
+	for _, tt := range []struct {
+		name, contentType, answer string
+		want                      int64
+	}{
+		{"nothing", "application/json", "", 0},
+		{"no JSON", "application/json", strings.Repeat("x", 100), 25},
+		{"of an unknown type", "", strings.Repeat("x", 100), 25},
+		{"too long to look at", "application/json", strings.Repeat(" ", 2*maxUsageLine), 2 * maxUsageLine / 4},
+		{"a stream of a token per event", "text/event-stream", strings.Repeat(delta, 70), 70},
+		{"a stream of one large event", "text/event-stream", "data: " + strings.Repeat("x", 4394) + "\n", 1000},
+	} {
+		if _, got, known := readUsage(t, tt.contentType, tt.answer); known || got != (Tokens{Output: tt.want}) {
+			t.Errorf("%s: %+v, known %v; want %d tokens of output", tt.name, got, known, tt.want)
 		}
 	}
 }
 
 func TestAnAnswerThatIsGivenUpCountsUntilThen(t *testing.T) {
 	t.Parallel()
+	start := "data: {\"message\":{\"model\":\"m\",\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\n"
+	delta := "data: {\"type\":\"content_block_delta\"}\n\n"
 	var got Tokens
-	u := newUsageReader(io.NopCloser(strings.NewReader("data: {\"message\":{\"model\":\"m\",\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\ndata: more")),
-		"text/event-stream", func(_ string, tk Tokens, _ bool) { got = tk })
-	if _, err := io.ReadFull(u, make([]byte, 80)); err != nil {
+	u := newUsageReader(io.NopCloser(strings.NewReader(start+strings.Repeat(delta, 500)+"data: more")), "text/event-stream",
+		func(_ string, tk Tokens, _ bool) { got = tk })
+	if _, err := io.ReadFull(u, make([]byte, len(start)+99*len(delta))); err != nil {
 		t.Fatal(err)
 	}
-	if err := u.Close(); err != nil || got.Input != 9 {
-		t.Errorf("given up: %+v, %v; want 9 tokens of input", got, err)
+	if err := u.Close(); err != nil || got != (Tokens{Input: 9, Output: 100}) {
+		t.Errorf("given up: %+v, %v; want 9 tokens of input and 100 of output", got, err)
 	}
 }
 
@@ -111,7 +122,7 @@ func FuzzUsage(f *testing.F) {
 		u := newUsageReader(io.NopCloser(bytes.NewReader(answer)), contentType, func(_ string, tk Tokens, known bool) {
 			calls++
 			for _, n := range []int64{tk.Input, tk.Output, tk.CacheRead, tk.CacheWrite} {
-				if n < 0 || n > maxTokens || n != 0 && !known {
+				if n < 0 || n > maxTokens {
 					t.Errorf("usage %+v, known %v", tk, known)
 				}
 			}

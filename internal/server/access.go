@@ -74,6 +74,8 @@ func (s *Server) ModelAccess(r *http.Request, provider string) (gateway.ModelGra
 			return errs.New(errs.Gone, "run %s, epoch %d, is not current", printable(run, 60), epoch)
 		case at.Provider != provider:
 			return errs.New(errs.Forbidden, "the provider of run %s is another one", printable(run, 60))
+		case at.State == town.RunDraining && at.Stop != "":
+			return errs.New(errs.Conflict, "run %s is being stopped", printable(run, 60)) // its budget may be used up
 		}
 		grant.Limited = t.ProviderLimited(run)
 		return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gastown/internal/api"
+	"gastown/internal/errs"
 	"gastown/internal/runner/wire"
 	"gastown/internal/town"
 )
@@ -105,6 +106,8 @@ func TestALimitOfAModelProviderReachesTheTown(t *testing.T) {
 		b, _ := limitOn(t)
 		return r.Stop != "" && b.Until.Sub(now) > 58*time.Minute && b.Until.Sub(now) <= time.Hour+time.Second
 	})
+	// A run that is being stopped, as over its budget, spends no more.
+	ask("200", "").problem(409, errs.Conflict)
 }
 
 func TestAProviderThatAnswersAgainIsNoLongerLimited(t *testing.T) {

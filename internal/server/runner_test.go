@@ -256,7 +256,7 @@ func TestAnOldGenerationIsGone(t *testing.T) {
 		l.callAs(token, "GET", wire.PathPrime+"?run="+run.ID+"&epoch=1", nil),
 		l.callAs(token, "GET", wire.PathBead+"?id="+b.ID, nil),
 		l.callAs(token, "POST", wire.PathToken, "{}"),
-		l.callAs(token, "POST", wire.PathModel+"house/chat", "{}", wire.HeaderRun, run.ID, wire.HeaderEpoch, "1"),
+		l.callAs(token, "POST", wire.PathModel+"house/chat/completions", "{}", wire.HeaderRun, run.ID, wire.HeaderEpoch, "1"),
 	}
 	for i, r := range calls {
 		if r.status != 410 {
@@ -312,10 +312,10 @@ func TestAModelIsReachedOnlyByARunWithItsProvider(t *testing.T) {
 		t.Errorf("%s, %v", r.body, seen.Load())
 	}
 	ask("house/chat/completions").problem(422, errs.Invalid)
-	ask("house/x", wire.HeaderRun, run.ID, wire.HeaderEpoch, "99").problem(410, errs.Gone)
-	ask("other/x", wire.HeaderRun, run.ID, wire.HeaderEpoch, fmt.Sprint(run.Epoch)).problem(403, errs.Forbidden)
+	ask("house/responses", wire.HeaderRun, run.ID, wire.HeaderEpoch, "99").problem(410, errs.Gone)
+	ask("other/responses", wire.HeaderRun, run.ID, wire.HeaderEpoch, fmt.Sprint(run.Epoch)).problem(403, errs.Forbidden)
 	l.call("DELETE", "/api/v1/providers/house", nil).want(204, nil)
-	if p := ask("house/x", wire.HeaderRun, run.ID, wire.HeaderEpoch, fmt.Sprint(run.Epoch)).problem(424, errs.Conflict); p.Hint != gateway.AddHint {
+	if p := ask("house/responses", wire.HeaderRun, run.ID, wire.HeaderEpoch, fmt.Sprint(run.Epoch)).problem(424, errs.Conflict); p.Hint != gateway.AddHint {
 		t.Errorf("hint %q", p.Hint)
 	}
 	if log := l.log.String(); strings.Contains(log, "sk-real") || strings.Contains(log, token) {

@@ -1,0 +1,30 @@
+package gateway
+
+import (
+	"net/http"
+	"strings"
+
+	"gastown/internal/errs"
+)
+
+// addressOf finds what is asked of a model's API, with the API's version before it
+// or without; rest is a path as split returns it. paid says that the answer costs
+// tokens.
+//
+// Only what an agent needs to talk with a model is forwarded. The key of a
+// provider opens more, such as files and batches of everybody who uses it, and
+// work of which no answer says what it used.
+func addressOf(method, rest string) (paid bool, err error) {
+	rest = strings.TrimPrefix(rest, "v1/")
+	switch method + " " + rest {
+	case "POST chat/completions", "POST completions", "POST responses", "POST responses/compact", "POST messages", "POST embeddings":
+		return true, nil
+	case "POST responses/input_tokens", "POST messages/count_tokens", "GET models":
+		return false, nil
+	}
+	if model, ok := strings.CutPrefix(rest, "models/"); ok && method == http.MethodGet && model != "" {
+		return false, nil
+	}
+	return false, errs.New(errs.NotFound, "the gateway does not forward this address of the model's API").
+		WithHint("it forwards chat/completions, responses, messages, embeddings and models")
+}
