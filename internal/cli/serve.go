@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -71,7 +72,7 @@ leaves them at once.`,
 }
 
 func (a *invocation) serve(ctx context.Context, f serveFlags) error {
-	log, err := a.logger(f.logLevel, f.logFormat)
+	log, err := newLogger(a.env.Err, f.logLevel, f.logFormat)
 	if err != nil {
 		return err
 	}
@@ -148,7 +149,7 @@ func (a *invocation) drain(ctx context.Context, srv *app.App, signals <-chan os.
 	}
 }
 
-func (a *invocation) logger(level, format string) (*slog.Logger, error) {
+func newLogger(out io.Writer, level, format string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, errs.New(errs.Invalid, "--log-level %q is none of debug, info, warn, error", short40(level))
@@ -156,9 +157,9 @@ func (a *invocation) logger(level, format string) (*slog.Logger, error) {
 	o := &slog.HandlerOptions{Level: l}
 	switch format {
 	case "text":
-		return slog.New(slog.NewTextHandler(a.env.Err, o)), nil
+		return slog.New(slog.NewTextHandler(out, o)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(a.env.Err, o)), nil
+		return slog.New(slog.NewJSONHandler(out, o)), nil
 	}
 	return nil, errs.New(errs.Invalid, "--log-format %q is neither text nor json", short40(format))
 }
@@ -273,7 +274,7 @@ func (a *invocation) sandboxInitCmd() *cobra.Command {
 // runnerCmd is what runs inside a sandbox; it is not meant for people.
 func (a *invocation) runnerCmd() *cobra.Command {
 	cmd := a.command("runner", "Run agents inside a sandbox; started by the server", func(ctx context.Context, _ []string) error {
-		log, err := a.logger("info", "text")
+		log, err := newLogger(runner.CapLog(a.env.Err), "info", "text")
 		if err != nil {
 			return err
 		}

@@ -43,10 +43,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	_, pattern := s.mux.Handler(r)
 	if !open(r.URL.Path) {
 		h.Set("Cache-Control", "no-store")
-		if err := s.authenticate(r, pattern); err != nil {
+		leave, err := s.admit(r, pattern)
+		if err != nil {
 			s.fail(rec, err)
 			return
 		}
+		defer leave()
 	}
 	if strings.ContainsRune(r.URL.Path, 0) {
 		s.fail(rec, errs.New(errs.Invalid, "the address has a NUL byte"))
@@ -60,22 +62,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	// The mux notes the pattern in the request that it is given.
 	rec.r = r.WithContext(context.WithValue(r.Context(), keyCall, c))
 	s.mux.ServeHTTP(rec, rec.r)
-}
-
-// authenticate checks the token before anything of a body is read. Where the
-// handler reads the body itself it checks the token itself, in its own form.
-func (s *Server) authenticate(r *http.Request, pattern string) error {
-	if s.limits[pattern] < 0 {
-		return nil
-	}
-	if strings.HasPrefix(r.URL.Path, "/runner/") {
-		_, err := s.sandbox(nil, r)
-		return err
-	}
-	if !s.admin(r) {
-		return errNoToken()
-	}
-	return nil
 }
 
 // open reports whether a path needs no token.

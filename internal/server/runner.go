@@ -28,9 +28,9 @@ const (
 // registerRunner registers what runners call. Nothing here is in the reference:
 // runner and server come from one binary.
 func (s *Server) registerRunner() {
-	handle := func(method, path string, limit int64, long bool, h func(*sandboxCall) error) {
+	handle := func(method, path string, limit int64, most int, long bool, h func(*sandboxCall) error) {
 		pattern := method + " " + path
-		s.limits[pattern] = limit
+		s.limits[pattern], s.most[pattern] = limit, most
 		s.long[pattern] = long
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			c, err := s.sandbox(w, r)
@@ -42,17 +42,17 @@ func (s *Server) registerRunner() {
 			}
 		})
 	}
-	handle("POST", wire.PathHello, normalBody, false, s.hello)
-	handle("GET", wire.PathDesired, normalBody, true, s.desired)
-	handle("POST", wire.PathReports, reportsBody, false, s.reports)
-	handle("POST", wire.PathVerdict, normalBody, true, s.verdict)
-	handle("POST", wire.PathGates, reportsBody, false, s.gatesDone)
-	handle("GET", wire.PathPrime, normalBody, false, s.prime)
-	handle("GET", wire.PathBead, normalBody, false, s.beadForAgent)
-	handle("POST", wire.PathTranscripts, transcriptBody, false, s.transcripts)
-	handle("POST", wire.PathToken, normalBody, false, s.exchange)
+	handle("POST", wire.PathHello, normalBody, ofItsOwn, false, s.hello)
+	handle("GET", wire.PathDesired, normalBody, ofItsOwn, true, s.desired)
+	handle("POST", wire.PathReports, reportsBody, ofItsOwn, false, s.reports)
+	handle("POST", wire.PathVerdict, normalBody, ofItsRuns, true, s.verdict)
+	handle("POST", wire.PathGates, reportsBody, ofItsRuns, false, s.gatesDone)
+	handle("GET", wire.PathPrime, normalBody, ofItsRuns, false, s.prime)
+	handle("GET", wire.PathBead, normalBody, ofItsRuns, false, s.beadForAgent)
+	handle("POST", wire.PathTranscripts, transcriptBody, ofItsOwn, false, s.transcripts)
+	handle("POST", wire.PathToken, normalBody, ofItsOwn, false, s.exchange)
 
-	s.limits[wire.PathModel] = -1
+	s.limits[wire.PathModel], s.most[wire.PathModel] = -1, ofItsRuns
 	s.mux.Handle(wire.PathModel, gateway.NewModel(s.providers, s, gateway.ModelConfig{
 		Prefix: wire.PathModel, Limits: s, Meter: s, WaitHeader: wire.HeaderWait, Transport: s.cfg.ModelTransport, Log: s.log}))
 	if s.cfg.Git != nil {

@@ -29,6 +29,7 @@ type Server struct {
 	api       huma.API
 	long      map[string]bool  // route patterns that may take longer than a request normally does
 	limits    map[string]int64 // body limits of routes that differ from the normal one; -1: the handler's business
+	most      map[string]int   // requests that a route takes of one sandbox at a time; unbounded where it has none
 	streamed  map[string]bool  // route patterns whose handlers read the body themselves, after the token was checked
 
 	stopOnce sync.Once
@@ -36,6 +37,7 @@ type Server struct {
 
 	tellers chan struct{} // holds a token for each word about a limit that is on its way
 
+	crowd  crowd
 	places places
 	taps   taps
 	adding keyed // one rig is added, or one town imported, at a time under a name
@@ -64,7 +66,7 @@ func New(cfg Config) (*Server, error) {
 		adminHash: sha256.Sum256([]byte(cfg.AdminToken)),
 		providers: gateway.NewProviders(cfg.Secrets),
 		mux:       http.NewServeMux(),
-		long:      map[string]bool{}, limits: map[string]int64{}, streamed: map[string]bool{},
+		long:      map[string]bool{}, limits: map[string]int64{}, streamed: map[string]bool{}, most: map[string]int{},
 		stopping: make(chan struct{}), tellers: make(chan struct{}, limitTellers),
 	}
 	s.metrics = newMetrics(s)

@@ -3,6 +3,7 @@ package process
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -335,6 +336,28 @@ func TestALongLogIsSetAsideAtStart(t *testing.T) {
 	older, err2 := os.Stat(path + ".1")
 	if err1 != nil || err2 != nil || now.Size() != 0 || older.Size() != maxLog+1 {
 		t.Errorf("after the start the log is %v, %v, the older part %v, %v", now, err1, older, err2)
+	}
+}
+
+// The command keeps its log short while it runs, so it must be able to read it.
+func TestWhoWritesTheLogCanCutIt(t *testing.T) {
+	_, d, _ := newTown(t)
+	if err := d.makeDisk("alpha", false); err != nil {
+		t.Fatal(err)
+	}
+	f, err := d.openLog("alpha")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeQuietly(f)
+	buf := make([]byte, 3)
+	_, err1 := f.WriteString("old")
+	_, err2 := f.ReadAt(buf, 0)
+	err3 := f.Truncate(0)
+	_, err4 := f.WriteString("new")
+	got, err5 := os.ReadFile(f.Name())
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil || string(buf) != "old" || string(got) != "new" {
+		t.Errorf("read %q, then the file holds %q, %v", buf, got, err)
 	}
 }
 

@@ -97,7 +97,9 @@ func deleteTree(path string) error {
 	return errors.Join(err, os.RemoveAll(path))
 }
 
-// openLog opens the log for stdout and stderr, the older part set aside when long.
+// openLog opens the log for stdout and stderr, the older part set aside when
+// long. It is open for reading, too, so that the command can keep it short (see
+// runner.CapLog): the server may not be there to do so.
 func (d *Driver) openLog(town string) (*os.File, error) {
 	path := filepath.Join(d.book.Dir(town), "runner.log")
 	if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
@@ -105,7 +107,7 @@ func (d *Driver) openLog(town string) (*os.File, error) {
 			return nil, errs.Wrap(errs.Unavailable, err, "sandbox: set the log of town %s aside", town)
 		}
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "sandbox: open the log of town %s", town)
 	}
