@@ -7,7 +7,7 @@ import "time"
 type Escalation struct {
 	ID      string    `json:"id" doc:"Such as esc/3; retry takes it, which resets its subject."`
 	Town    string    `json:"town"`
-	Cause   string    `json:"cause" enum:"bead.failed,bead.escalated,bead.stuck,breaker.open,many"`
+	Cause   string    `json:"cause" enum:"bead.failed,bead.escalated,bead.stuck,bead.unsaved,breaker.open,many"`
 	Subject string    `json:"subject" doc:"A bead, the subject of a breaker, or the town."`
 	Text    string    `json:"text"`
 	Count   int       `json:"count" doc:"How often it came up."`

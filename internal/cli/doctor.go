@@ -139,7 +139,7 @@ func (a *invocation) showReport(r api.DoctorReport) error {
 		if f.Severity == "info" {
 			mark = a.paint(dim, "info")
 		}
-		if err := a.say("%s  %s: %s %s: %s", mark, cell(place(f.Town)), f.Check, cell(f.Subject), cell(f.What)); err != nil {
+		if err := a.say("%s  %s: %s: %s", mark, cell(place(f.Town)), cell(strings.TrimSpace(f.Check+" "+f.Subject)), cell(f.What)); err != nil {
 			return err
 		}
 		fix := f.Fix

@@ -254,16 +254,22 @@ func (l *look) server(ctx context.Context) error {
 		return nil
 	}
 	l.phase("the store", 0)
-	if err := l.cfg.Store.Check(ctx); err != nil {
+	health := store.Health{State: store.Healthy}
+	if l.cfg.Health != nil {
+		health = l.cfg.Health()
+	}
+	damaged := func(what string) {
+		l.add(l.problem("", "store.damaged", "", what, "what was stored may be lost or wrong", cmp.Or(health.Hint, "restore a backup: gastown restore --force FILE")))
+	}
+	if health.State == store.Damaged { // whether or not the file can be read now, no write is taken
+		damaged(health.Cause)
+	} else if err := l.cfg.Store.Check(ctx); err != nil {
 		if errs.Is(err, errs.Unavailable) || ctx.Err() != nil {
 			return err
 		}
-		l.add(l.problem("", "store.damaged", "", err.Error(), "what was stored may be lost or wrong", "stop the server and restore a backup"))
-	}
-	if l.cfg.Health != nil {
-		if h := l.cfg.Health(); !h.Writable() && h.State != store.Damaged { // damage was just found
-			l.add(l.problem("", "store.writes", "", "the store takes no writes ("+string(h.State)+"): "+h.Cause, "nothing is accepted, and towns stand still", h.Hint))
-		}
+		damaged(err.Error())
+	} else if !health.Writable() {
+		l.add(l.problem("", "store.writes", "", "the store takes no writes ("+string(health.State)+"): "+health.Cause, "nothing is accepted, and towns stand still", health.Hint))
 	}
 	if l.cfg.Isolation != "" {
 		l.info("sandbox.isolation", l.cfg.Isolation, "what runs in a sandbox can reach whatever you can", "work only on what you trust, or use a driver that isolates")

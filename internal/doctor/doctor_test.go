@@ -202,6 +202,16 @@ func TestAStoreThatTakesNoWritesIsAProblemWithAWayOut(t *testing.T) {
 	}
 }
 
+func TestDamageThatTheStoreKnowsOfIsAProblemThoughItCanBeRead(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.health = store.Health{State: store.Damaged, Cause: "page 7 is torn", Hint: "restore a backup"}
+	rep := h.examine(doctor.Options{})
+	if got := problems(rep); len(got) != 1 || !strings.Contains(got[0], "store.damaged") || !strings.Contains(rep.Findings[0].What, "page 7") {
+		t.Fatalf("%+v", rep.Findings)
+	}
+}
+
 func TestAHealthyServerHasNoProblem(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)

@@ -38,6 +38,9 @@ func (t *Town) setStatus(b *Bead, now Time, to BeadStatus, person, why string) {
 
 // settleBead closes what people need no longer look at since a bead has moved.
 func (t *Town) settleBead(b *Bead, now Time, from BeadStatus, person string) {
+	if b.Status != BeadInProgress {
+		t.settled(now, b.ID, "", "its agent has left", CauseUnsaved)
+	}
 	switch {
 	case b.Status == BeadFailed:
 		// What it failed for needs a person still.

@@ -188,8 +188,8 @@ func (d *examination) repeats() {
 		switch {
 		case !d.t.exists(br.Subject):
 			d.problem("breaker.orphan", br.Subject, "there is a breaker for it and it does not exist", "nothing will ever prove that it works", "the breaker is removed", true)
-		case br.Fails >= noticeFails:
-			d.info("breaker.open", br.Subject, fmt.Sprintf("it failed %d times in a row since %s; the next try is at %s; the last: %s", br.Fails, br.Since, br.Until, clip(br.Last, 200)),
+		case br.Fails >= noticeFails || br.Fails > 0 && br.Until > d.now:
+			d.info("breaker.open", br.Subject, fmt.Sprintf("it failed %d times since %s; the next try is at %s; the last: %s", br.Fails, br.Since, br.Until, clip(br.Last, 200)),
 				"what depends on it waits", "fix the cause, then gastown retry "+br.Subject+" --town "+d.t.info.Name)
 		}
 	}
@@ -247,6 +247,8 @@ func (t *Town) outlived(e *Escalation) bool {
 		return (b == nil || !b.Escalated) && !t.unreadable(kindBead, e.Subject)
 	case CauseStuck:
 		return (b == nil || b.Status == BeadClosed || b.Status == BeadCancelled) && !t.unreadable(kindBead, e.Subject)
+	case CauseUnsaved:
+		return (b == nil || b.Status != BeadInProgress) && !t.unreadable(kindBead, e.Subject)
 	case CauseBreaker:
 		return t.breakers[e.Subject] == nil && !t.unreadable(kindBreaker, e.Subject)
 	case CauseMany:

@@ -120,6 +120,17 @@ func TestDoctorTellsWhatAPersonMayWantToKnow(t *testing.T) {
 	}
 }
 
+func TestDoctorTellsOfABreakerThatPauses(t *testing.T) {
+	d, _ := atWork(t)
+	d.town.breakers["rig/web"] = &Breaker{Subject: "rig/web", Fails: 1, Until: At(d.now.Add(time.Minute)), Last: "no route"}
+	if is := findings(d.town.Doctor(d.now), SeverityInfo); !slices.Equal(is, []string{"breaker.open rig/web"}) {
+		t.Fatalf("found %q", is)
+	}
+	if is := findings(d.town.Doctor(d.now.Add(2*time.Minute)), SeverityInfo); slices.Contains(is, "breaker.open rig/web") {
+		t.Fatal("a pause that is over is told of")
+	}
+}
+
 func TestWhatWasFixedOutsideIsInTheLedger(t *testing.T) {
 	d := newDriver(t)
 	d.do(Mend{By: "ann", Did: []string{"removed a reference"}})

@@ -17,6 +17,7 @@ const (
 	CauseFailed    Cause = "bead.failed"    // attempts used up, until the bead is reopened, closed or cancelled
 	CauseEscalated Cause = "bead.escalated" // its agent asks a person, until the bead is reopened, closed or cancelled
 	CauseStuck     Cause = "bead.stuck"     // no sign of life even after a restart, or no verdict within its time limit, until an agent gives one
+	CauseUnsaved   Cause = "bead.unsaved"   // its run is not being saved, or slowly, until that works again or its agent has left
 	CauseBreaker   Cause = "breaker.open"   // failed noticeFails times in a row, until it works again or a person resets it
 	CauseMany      Cause = "many"           // more escalations than are kept one by one
 )

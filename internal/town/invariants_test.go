@@ -105,6 +105,8 @@ func checkEscalations(t testing.TB, town *Town) {
 			t.Fatalf("two escalations are open for %s", key)
 		case e.Cause == CauseBreaker && town.breakers[e.Subject] == nil:
 			t.Fatalf("escalation %s outlived the breaker of %s", id, e.Subject)
+		case e.Cause == CauseUnsaved && (b == nil || b.Status != BeadInProgress):
+			t.Fatalf("escalation %s outlived the run: %+v", id, e)
 		case e.Cause == CauseFailed && (b == nil || b.Status != BeadFailed), e.Cause == CauseEscalated && (b == nil || !b.Escalated):
 			t.Fatalf("escalation %s outlived its cause: %+v", id, e)
 		}

@@ -24,7 +24,7 @@ func unseen() map[string]bool {
 			"Position"},
 		"Bead": {"Title", "Body", "CreatedAt", "UpdatedAt", "ClosedAt", "CreatedBy", "Reason", "Summary", "Runs", "Failures", "Session",
 			"SessionEpoch", "Interrupted", "Spent", "Past", "FreshAt", "Told"},
-		"Run": {"CreatedAt", "LifeAt", "SavedAt", "PID", "Branch", "IdleMS", "Told", "SlowMS", "SaveError", "SaveErrorAt", "SaveNotes",
+		"Run": {"CreatedAt", "LifeAt", "SavedAt", "PID", "Branch", "IdleMS", "Told", "SlowMS", "SaveError", "SaveErrorAt", "SaveNotes", "SaveTold",
 			"Spent", "Marks"},
 		"Nudge":   {"Text"},
 		"Merge":   {"Since", "Gates"},

@@ -246,7 +246,7 @@ func (t *Town) decode(r Row) error {
 		return into(t.usage, r, func(v *Usage) (string, error) { return v.Day, nil })
 	case kindEscalation:
 		return into(t.escalations, r, func(v *Escalation) (string, error) {
-			if !slices.Contains([]Cause{CauseFailed, CauseEscalated, CauseStuck, CauseBreaker, CauseMany}, v.Cause) {
+			if !slices.Contains([]Cause{CauseFailed, CauseEscalated, CauseStuck, CauseUnsaved, CauseBreaker, CauseMany}, v.Cause) {
 				return v.ID, unknown("cause", v.Cause)
 			}
 			return v.ID, sane(v.First, v.Last, v.Told, v.Closed, v.SeenAt)

@@ -15,7 +15,7 @@ const maxSteps = 200_000
 // whether it changed anything.
 func (t *Town) settle(now Time) {
 	rules := []func(Time) bool{
-		t.ruleMend, t.ruleClock, t.ruleImport, t.ruleClaims, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleGatesOverdue,
+		t.ruleMend, t.ruleClock, t.ruleImport, t.ruleClaims, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleUnsaved, t.ruleGatesOverdue,
 		t.ruleBudget,
 		t.ruleMerge, t.ruleDispatch, t.driveSandbox,
 	}

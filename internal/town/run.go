@@ -56,6 +56,7 @@ type Run struct {
 	SaveError   string `json:"save_error,omitempty"`    // why its last checkpoint failed
 	SaveErrorAt Time   `json:"save_error_at,omitempty"` // since when they fail
 	SaveNotes   int    `json:"save_notes,omitempty"`    // failures that the ledger tells of
+	SaveTold    bool   `json:"save_told,omitempty"`     // people were told that they fail
 
 	Refused    int    `json:"refused,omitempty"`     // how often its evidence was refused
 	RefusedWhy string `json:"refused_why,omitempty"` // the latest time

@@ -145,7 +145,11 @@ func Lookup(key string) (Setting, error) {
 			best, bestDist = s.Key, d
 		}
 	}
-	return Setting{}, errs.New(errs.Invalid, "unknown setting %q", clip(key, 60)).WithHint("did you mean %s?", best)
+	e := errs.New(errs.Invalid, "unknown setting %q", clip(key, 60))
+	if bestDist > max(2, len(key)/3) {
+		return Setting{}, e.WithHint("gastown town settings TOWN lists those that exist")
+	}
+	return Setting{}, e.WithHint("did you mean %s?", best)
 }
 
 // CheckSetting validates a value for a key at a level.

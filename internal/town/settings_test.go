@@ -86,7 +86,7 @@ func TestTheMostSpecificValueHolds(t *testing.T) {
 }
 
 func TestTheNearestKeyIsNamed(t *testing.T) {
-	for wrong, right := range map[string]string{"leese": "lease", "sandbox.grase": "sandbox.grace", "max-awake": "max_awake", "": "agent"} {
+	for wrong, right := range map[string]string{"leese": "lease", "sandbox.grase": "sandbox.grace", "max-awake": "max_awake", "": "lists", "nonsense": "lists"} {
 		if _, err := Lookup(wrong); err == nil || !strings.Contains(err.Error(), right) {
 			t.Errorf("%q gave %v", wrong, err)
 		}

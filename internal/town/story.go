@@ -61,18 +61,46 @@ const (
 	// maxSaveNotes bounds the ledger's entries about failed checkpoints of one
 	// run: whatever runs in a sandbox may report them without end.
 	maxSaveNotes = 5
+	// unsavedPatience is how long checkpoints may fail before people are told: a
+	// server or a disk that comes back soon needs nobody.
+	unsavedPatience = 5 * time.Minute
 )
 
-// savedSlowly notes once per run that its checkpoints take long.
+// savedSlowly tells people once per run that its checkpoints take long.
 func (t *Town) savedSlowly(r *Run, now Time, ms int64) {
 	if r.SlowMS != 0 || ms <= slowCheckpoint.Milliseconds() {
 		return
 	}
 	r.SlowMS = min(ms, int64(day/time.Millisecond))
 	t.mark(kindRun, r.ID)
-	t.log(now, "run.checkpoint_slow", r.ID, r.Agent, "a checkpoint took "+millis(r.SlowMS)+", longer than "+slowCheckpoint.String(),
-		"bead", r.Bead, "ms", strconv.FormatInt(r.SlowMS, 10))
+	text := "a checkpoint took " + millis(r.SlowMS) + ", longer than " + slowCheckpoint.String()
+	t.log(now, "run.checkpoint_slow", r.ID, r.Agent, text, "bead", r.Bead, "ms", strconv.FormatInt(r.SlowMS, 10))
+	t.unsaved(r, now, text)
 }
+
+// unsaved tells people that what an agent does is not safe, or late.
+func (t *Town) unsaved(r *Run, now Time, text string) {
+	if b := t.beads[r.Bead]; b != nil && b.Status == BeadInProgress && b.Epoch == r.Epoch {
+		t.escalate(now, CauseUnsaved, b.ID, b.Title+": "+text)
+	}
+}
+
+// ruleUnsaved tells people of runs whose checkpoints have failed for a while.
+func (t *Town) ruleUnsaved(now Time) bool {
+	moved := false
+	for _, r := range t.sortedRuns() {
+		if r.SaveError != "" && !r.SaveTold && now >= r.unsavedAt() {
+			r.SaveTold = true
+			t.mark(kindRun, r.ID)
+			t.unsaved(r, now, "its work has not been saved since "+r.SaveErrorAt.String()+": "+clip(r.SaveError, 300))
+			moved = true
+		}
+	}
+	return moved
+}
+
+// unsavedAt is when people are to be told that its checkpoints fail.
+func (r *Run) unsavedAt() Time { return r.SaveErrorAt.Add(unsavedPatience) }
 
 // saveFailed notes that work of a run is not safe; an empty reason says that it
 // is again.
@@ -83,7 +111,10 @@ func (t *Town) saveFailed(r *Run, now Time, reason string) {
 	}
 	r.SaveError, r.SaveErrorAt = reason, now
 	if reason == "" {
-		r.SaveErrorAt = 0
+		r.SaveErrorAt, r.SaveTold = 0, false
+		if r.SlowMS == 0 {
+			t.settled(now, r.Bead, "", "it is being saved again", CauseUnsaved)
+		}
 	}
 	t.mark(kindRun, r.ID)
 	if r.SaveNotes >= maxSaveNotes {

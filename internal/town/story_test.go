@@ -164,6 +164,9 @@ func TestCheckpointsThatFailOrTakeLongAreSeen(t *testing.T) {
 	d.report(slow)
 	slow.Commit = commitName(78)
 	d.report(slow)
+	if e := d.town.latest(CauseUnsaved, r.Bead); e == nil || !e.Open() || e.Count != 1 || !strings.Contains(e.Text, "took 12.3s") {
+		t.Errorf("people are told: %+v", e)
+	}
 	if n := d.count("run.checkpoint_slow"); n != 1 || !strings.Contains(why(), "took 12.3s") {
 		t.Errorf("%d entries, why: %s", n, why())
 	}
@@ -188,5 +191,38 @@ func TestCheckpointsThatFailOrTakeLongAreSeen(t *testing.T) {
 	d.report(old)
 	if strings.Contains(why(), "not being saved") {
 		t.Error("a report of another epoch was believed")
+	}
+}
+
+func TestPeopleAreToldOfWorkThatIsNotSavedForAWhile(t *testing.T) {
+	d, r := atWork(t)
+	fail := Report{Kind: ReportUnsaved, Run: r.ID, Epoch: 1, Reason: "no space left on device"}
+	d.report(fail)
+	if d.openFor(CauseUnsaved, r.Bead) {
+		t.Fatal("people were told of what may pass by itself")
+	}
+	d.report(Report{Kind: ReportUnsaved, Run: r.ID, Epoch: 1})
+	d.report(fail)
+	at := d.town.runs[r.ID].unsavedAt()
+	if wake, ok := d.town.NextWake(d.now); !ok || wake.After(at.Time()) {
+		t.Fatalf("nobody comes back at %s, only at %s", at, wake)
+	}
+	d.pass(unsavedPatience)
+	e := d.town.latest(CauseUnsaved, r.Bead)
+	if e == nil || !e.Open() || e.Count != 1 || !strings.Contains(e.Text, "no space left") {
+		t.Fatalf("people are told: %+v", e)
+	}
+	d.saved(r, 80)
+	if e.Open() {
+		t.Error("it is saved again, and the escalation stays")
+	}
+	d.report(fail)
+	d.pass(unsavedPatience)
+	if !d.openFor(CauseUnsaved, r.Bead) {
+		t.Fatal("people were not told the second time")
+	}
+	d.done(r.Bead)
+	if d.openFor(CauseUnsaved, r.Bead) {
+		t.Error("the escalation outlives the run")
 	}
 }

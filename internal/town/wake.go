@@ -57,8 +57,11 @@ func (t *Town) NextWake(at time.Time) (time.Time, bool) {
 	t.sandboxWake(now, see, future)
 	t.budgetWake(now, see)
 	for _, r := range t.runs {
+		if r.SaveError != "" && !r.SaveTold {
+			see(r.unsavedAt())
+		}
 		if t.silent(now) {
-			break
+			continue
 		}
 		if r.State == RunDraining {
 			see(r.StopAt.Add(stopPatience))
