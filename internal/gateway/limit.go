@@ -74,7 +74,6 @@ func (m *model) meter(resp *http.Response, a asked) {
 		m.used(a, model, t)
 	})
 	u.sent = a.sent
-	u.stream = u.stream && resp.Header.Get("Content-Encoding") == "" // else nothing of it can be read
 	resp.Body = u
 }
 
