@@ -74,7 +74,12 @@ func (c *gitCall) push() error {
 	}
 	cmd := c.pushCmd(force)
 	cmd.Config = append(cmd.Config, git.Setting{Key: "receive.maxInputSize", Value: fmt.Sprint(min(c.lim.PackBytes, room))}) // the last one counts
-	cmd.Stdin = io.MultiReader(bytes.NewReader(list.encode()), in)
+	pack := make([]byte, lookAtPack)
+	n, err := io.ReadFull(in, pack) // whatever ended it comes again, for receive-pack
+	if pack = pack[:n]; err == nil || !spreads(pack, min(maxSpread, room)) {
+		cmd.Config = append(cmd.Config, git.Setting{Key: "receive.unpackLimit", Value: "1"})
+	}
+	cmd.Stdin = io.MultiReader(bytes.NewReader(list.encode()), bytes.NewReader(pack), in)
 	cmd.MaxOut = maxReport
 	out, err := c.hub.Git().Do(c.r.Context(), cmd)
 	c.drain(in)
