@@ -179,6 +179,7 @@ func (f *fakeTown) GitAccess(r *http.Request, rig string) (gateway.GitGrant, err
 	if ok && epoch == r.Header.Get(wire.HeaderEpoch) {
 		g.Push = []gateway.PushRule{{Ref: "refs/heads/gt/nux/" + bead, Force: true, Frozen: f.frozen},
 			{Ref: "refs/gastown/wip/" + bead + "/" + epoch, Force: true}}
+		g.See = []string{"refs/gastown/wip/" + bead + "/"}
 	}
 	return g, nil
 }

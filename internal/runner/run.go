@@ -250,6 +250,8 @@ func (n *run) prepare() error {
 	dir := filepath.Join(n.r.dir("work"), d.Rig, d.Bead)
 	if kept := n.r.takeUnsent(n.prepared, d, clone); kept != "" {
 		d.Resume = kept
+	} else if later := n.r.takeLater(n.prepared, d, clone); later != "" {
+		d.Resume = later
 	}
 	url := n.r.loopback.base + "/git/" + d.ID + "/" + d.Rig + ".git"
 	w, err := clone.prepare(n.prepared, dir, d.Bead, n.r.dir("trash"), treeSpec{

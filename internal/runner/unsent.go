@@ -59,9 +59,7 @@ func (r *Runner) takeUnsent(ctx context.Context, d town.DesiredRun, c *rigClone)
 	case u.Epoch != d.Epoch-1:
 		return ""
 	}
-	ctx, cancel := context.WithTimeout(ctx, localTimeout)
-	defer cancel()
-	if _, err := r.rigs.git.RunBare(ctx, c.dir, "merge-base", "--is-ancestor", d.Base, u.Commit+"^1"); err != nil {
+	if !r.standsOn(ctx, c, d.Base, u.Commit) {
 		r.log.Warn("a checkpoint on this disk does not stand on the base of the new run; it stays in the clone",
 			"bead", d.Bead, "checkpoint", u.Commit, "clone", c.dir)
 		return ""
