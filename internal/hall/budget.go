@@ -18,9 +18,10 @@ const dayFresh = time.Second
 type serverDay struct {
 	limit town.Spend // 0 where there is no limit; set once
 
-	mu    sync.Mutex // guards all below
-	known store.DaySpend
-	at    time.Time // when it was read; zero: read it again
+	mu      sync.Mutex // guards all below
+	known   store.DaySpend
+	at      time.Time // when it was read; zero: read it again
+	changes int64     // of known, by commits; one during a read makes what was read old
 }
 
 // today returns what all towns spent on the day of now. Where the server has no
@@ -31,22 +32,39 @@ func (h *Hall) today(ctx context.Context, now time.Time) (town.DaySpend, error) 
 		return town.DaySpend{}, nil
 	}
 	day := now.UTC().Format(time.DateOnly)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if age := now.Sub(d.at); d.at.IsZero() || d.known.Day != day || age > dayFresh || age < 0 {
+	k, changes, fresh := d.get(day, now)
+	if !fresh {
 		ctx, cancel := storeCtx(ctx)
 		defer cancel()
-		found, err := h.cfg.Store.ServerDays(ctx, day, 1)
+		found, err := h.cfg.Store.ServerDays(ctx, day, 1) // no lock is held while the store works
 		if err != nil {
 			return town.DaySpend{}, err
 		}
-		d.known, d.at = store.DaySpend{Day: day}, now
+		k = store.DaySpend{Day: day}
 		if len(found) > 0 && found[0].Day == day {
-			d.known = found[0]
+			k = found[0]
 		}
+		d.put(k, now, changes)
 	}
-	k := d.known
 	return town.DaySpend{Day: k.Day, Spend: town.Spend{Runs: k.Runs, AwakeMS: k.AwakeMS, Tokens: k.Tokens, Cost: k.Cost}}, nil
+}
+
+// get returns what is known, and whether that is fresh enough.
+func (d *serverDay) get(day string, now time.Time) (k store.DaySpend, changes int64, fresh bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	age := now.Sub(d.at)
+	return d.known, d.changes, !d.at.IsZero() && d.known.Day == day && age >= 0 && age <= dayFresh
+}
+
+// put takes what was read. What a commit added meanwhile may be in it or not:
+// then the next look reads again.
+func (d *serverDay) put(k store.DaySpend, now time.Time, changes int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known, d.at = k, now; d.changes != changes {
+		d.at = time.Time{}
+	}
 }
 
 // spent notes what a commit of this process added.
@@ -56,6 +74,7 @@ func (d *serverDay) spent(all []store.DaySpend) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.changes++
 	for _, s := range all {
 		if s.Day == d.known.Day {
 			d.known = d.known.Add(s)
@@ -67,6 +86,7 @@ func (d *serverDay) spent(all []store.DaySpend) {
 func (d *serverDay) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.changes++
 	d.at = time.Time{}
 }
 

@@ -15,6 +15,16 @@ type agent struct {
 	stopped bool
 	stuck   time.Time // since when it shows no sign of life; zero: it does
 	units   int       // how much work is in its worktree
+	waits   time.Time // since when its provider refuses it; zero: it does not
+	asked   int       // answers of its provider
+}
+
+// silentSince is since when it shows no sign of life; zero: it does.
+func (a *agent) silentSince() time.Time {
+	if a.stuck.IsZero() {
+		return a.waits
+	}
+	return a.stuck
 }
 
 func (r *runner) converge(d town.DesiredRun) {
@@ -69,9 +79,12 @@ func (r *runner) spawn(a *agent) {
 	w.shadow.resumed(r.x.town, a)
 	r.report(town.Report{Kind: town.ReportStarted, Run: a.d.ID, Epoch: a.d.Epoch, PID: 1}, nil)
 	took := r.dice.between(time.Minute, 25*time.Minute)
-	end := func() {
+	var end func()
+	end = func() {
 		switch {
 		case !r.alive(a) || a.stopped || !a.stuck.IsZero():
+		case !a.waits.IsZero():
+			r.later(time.Minute, 2*time.Minute, end)
 		case w.fault("agent-killed", who):
 			r.ended(a, town.OutcomeFailed, town.ClassInfra, town.SubjectKilled)
 		case r.dice.chance(0.08):
@@ -91,6 +104,7 @@ func (r *runner) spawn(a *agent) {
 		r.later(at, at, func() { r.checkpoint(a) })
 	}
 	r.later(took, took, end)
+	r.later(time.Second, time.Minute, func() { r.request(a) })
 }
 
 // checkpoint does some work, and brings it to the hub.

@@ -31,6 +31,7 @@ var perHour = map[string]int{
 	"town.remove":     20,
 	"runs":            90,
 	"failures":        60,
+	"limits":          120, // a provider that states no time: by the breaker's pauses; people reset it
 	"asks for a slot": 500, // every 15 s, and when a place becomes free
 	"commits":         5000,
 	"ledger entries":  1500,
@@ -79,6 +80,7 @@ func (w *world) nameOf(id string) string {
 func (w *world) watch() {
 	w.at(time.Minute, w.watch)
 	w.watchClaims()
+	w.watchTotals()
 	for _, t := range w.towns {
 		if st := w.shadow.towns[t.id]; st != nil {
 			w.watchTown(st)
@@ -109,6 +111,7 @@ type overdue struct {
 
 // watchTown wants nothing overdue in a town that nobody has changed for a while.
 func (w *world) watchTown(st *shadowTown) {
+	w.watchParked(st)
 	if w.now.Sub(st.at) <= overduly || w.now.Sub(w.disturbed) <= overduly || len(w.procs) == 0 {
 		return
 	}
@@ -136,6 +139,8 @@ func (w *world) watchTown(st *shadowTown) {
 		return
 	}
 	then := w.clock().Add(-overduly)
+	day := w.totals.days[dayOf(town.At(then))]
+	st.wake.t.SetServerDay(town.DaySpend{Day: day.Day, Spend: town.Spend{Runs: day.Runs, AwakeMS: day.AwakeMS, Tokens: day.Tokens, Cost: day.Cost}})
 	w.holds(invDue, st.wake.wake.IsZero() || st.wake.wake.After(then), st, "a deadline of %s passed at %s and nothing happened", st.name, st.wake.wake)
 	for _, e := range st.wake.t.Effects(then) {
 		w.violate(invDue, st, "%s of %s can be done since %s and nobody does it", e.Key, st.name, overduly)

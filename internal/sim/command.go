@@ -29,7 +29,7 @@ func (t *simTown) ask(c command) {
 	c.key = fmt.Sprintf("key%d", t.keys)
 	c.by = fmt.Sprintf("%s %s %d", person, t.name, t.keys)
 	c.in = signed(c.in, c.by)
-	if e, ok := c.in.(town.EditBead); ok {
+	if e, ok := c.in.(town.EditBead); ok && e.Title != nil {
 		t.w.shadow.towns[t.id].titles[c.by] = *e.Title
 	}
 	t.w.commands++
@@ -128,6 +128,9 @@ func signed(in town.Input, by string) town.Input {
 		in.By = by
 		return in
 	case town.Retry:
+		in.By = by
+		return in
+	case town.Acknowledge:
 		in.By = by
 		return in
 	case town.AddRig:

@@ -68,6 +68,8 @@ var kinds = []kind{
 	{"agent-stuck", 0.02, "an agent shows no sign of life"},
 	{"agent-deaf", 0.02, "an agent does not stop when told to"},
 	{"agent-escalates", 0.02, "an agent asks for a person"},
+	{"provider-limited", 0.015, "the model provider refuses requests for seconds or for hours"},
+	{"usage-repeated", 0.03, "the gateway's word of what an answer used arrives again, at once or up to 3 hours later"},
 	{"gates-broken", 0.04, "gates can't be run"},
 
 	{"git-down", 0.02, "the remote can't be reached for hours"},

@@ -32,6 +32,11 @@ const (
 	invAttempts
 	invBounded
 	invRenewals
+	invBudget
+	invParked
+	invUsage
+	invProvider
+	invEscalated
 	invColumns
 	invSlots
 	invRemoved
@@ -61,6 +66,11 @@ var invariantNames = [invariantCount]string{
 	invAttempts:  "attempts and conflicts stay within their caps",
 	invBounded:   "work that repeats by itself is bounded per hour",
 	invRenewals:  "a token is renewed at most once an hour",
+	invBudget:    "nothing starts on a budget that is used up, of runs not one more, and what runs on it is stopped",
+	invParked:    "work waits for a budget only while one is used up",
+	invUsage:     "what was used is counted once, and for the bead, the town and the server alike",
+	invProvider:  "nothing starts with a limited provider before its time",
+	invEscalated: "at most one escalation per cause and subject is open, and only while its subject needs a person",
 	invColumns:   "no town has contradictory columns, none fails",
 	invSlots:     "a slot is freed with its sandbox",
 	invRemoved:   "only what was deleted is removed, and all of it",

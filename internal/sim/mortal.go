@@ -46,7 +46,7 @@ func (s *mortalStore) Commit(ctx context.Context, c store.Commit) (int64, error)
 	if err == nil {
 		w.wrote("commit of " + w.nameOf(c.Town))
 		w.commits++
-		w.shadow.commit(c)
+		w.shadow.commit(c, s.p)
 	}
 	if !s.p.between() {
 		return 0, died()
@@ -152,6 +152,14 @@ func (s *mortalStore) Idem(ctx context.Context, id, key string) (store.Idem, boo
 
 func (s *mortalStore) AwakeTowns(ctx context.Context) ([]store.Head, error) {
 	return reads(s, func() ([]store.Head, error) { return s.Store.AwakeTowns(ctx) })
+}
+
+func (s *mortalStore) BudgetTowns(ctx context.Context) ([]store.Head, error) {
+	return reads(s, func() ([]store.Head, error) { return s.Store.BudgetTowns(ctx) })
+}
+
+func (s *mortalStore) ServerDays(ctx context.Context, from string, limit int) ([]store.DaySpend, error) {
+	return reads(s, func() ([]store.DaySpend, error) { return s.Store.ServerDays(ctx, from, limit) })
 }
 
 func (s *mortalStore) NextDue(ctx context.Context) (int64, bool, error) {

@@ -51,6 +51,7 @@ func (w *world) populate() {
 	w.at(time.Hour, w.outside)
 	w.at(2*time.Hour, w.jump)
 	w.at(time.Minute, w.watch)
+	w.at(w.order.between(0, 12*time.Hour), w.operator)
 }
 
 // settle makes a town at a place.
@@ -111,6 +112,8 @@ func (t *simTown) live() {
 	}
 	if len(t.beads) >= manyBeads && !t.leaving || t.leaving {
 		t.move()
+	} else if t.dice.chance(0.15) {
+		t.budget(t.dice.IntN(100))
 	} else {
 		t.act(t.dice.IntN(100))
 	}

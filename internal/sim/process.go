@@ -19,6 +19,7 @@ type process struct {
 	forgetful bool          // a bug for a test: no record of an answer is ever found
 	stepping  bool          // its loop is in the middle of a step
 	skew      time.Duration // of its clock
+	server    town.Settings // that it was started with
 	tasks     []task
 	timers    []*timer
 }
@@ -65,7 +66,7 @@ func (p *process) AfterFunc(d time.Duration, f func()) func() {
 func (w *world) boot() {
 	w.boots++
 	w.disturbed = w.now
-	p := &process{w: w, boot: fmt.Sprintf("boot%d", w.boots)}
+	p := &process{w: w, boot: fmt.Sprintf("boot%d", w.boots), server: w.server}
 	p.skew = w.skewed
 	if w.pair {
 		p.skew += w.order.between(-500*time.Millisecond, 500*time.Millisecond)
@@ -73,10 +74,14 @@ func (w *world) boot() {
 		p.skew = w.extent(-time.Hour, time.Hour)
 		w.stepped()
 	}
+	if !w.pair && p.skew != w.lastSkew { // the clock was wrong before, or is now
+		w.shadow.forgetLimits()
+	}
+	w.lastSkew = p.skew
 	n, boot := 0, w.boots
 	drv, hub := &mortalDriver{p}, &mortalHub{p}
 	p.hall = hall.New(hall.Config{
-		Store: &mortalStore{Store: w.mem, p: p}, Boot: p.boot, Shared: w.pair, Clock: p, Exec: p, Server: w.server, Limits: w.limits,
+		Store: &mortalStore{Store: w.mem, p: p}, Boot: p.boot, Shared: w.pair, Clock: p, Exec: p, Server: p.server, Limits: w.limits,
 		Driver: drv, Hub: hub, Log: w.opt.Log,
 		Perform: &performer{p: p, Outside: hall.Outside{Driver: drv, Hub: hub, Tokens: &mortalTokens{p}, Notifier: &mortalNotifier{p},
 			Runner: func(hall.TownRef, int64) ([]string, []string) { return []string{"runner"}, nil }}},
@@ -90,6 +95,7 @@ func (w *world) boot() {
 func (w *world) stepped() {
 	w.disturbed, w.setAt = w.now, w.now
 	w.bounds.forget()
+	w.shadow.forgetLimits()
 }
 
 // crash ends a process where it stands.

@@ -208,8 +208,8 @@ func (r *runner) beat() {
 	for _, id := range sortedKeys(r.runs) {
 		a := r.runs[id]
 		life := town.RunLife{Run: id, Epoch: a.d.Epoch}
-		if !a.stuck.IsZero() {
-			life.IdleMS = r.w.now.Sub(a.stuck).Milliseconds()
+		if since := a.silentSince(); !since.IsZero() {
+			life.IdleMS = r.w.now.Sub(since).Milliseconds()
 		}
 		lives = append(lives, life)
 	}

@@ -26,6 +26,7 @@ type shadowTown struct {
 	beads   map[string]*town.Bead
 	runs    map[string]*town.Run
 	rigs    map[string]*town.Rig
+	money   spending
 	byHand  map[string]bool // beads that a person gave a command about
 	undone  map[string]bool // beads that a person reopened
 	columns store.Columns
@@ -68,7 +69,7 @@ func newShadow(w *world) *shadow { return &shadow{w: w, towns: map[string]*shado
 
 func (s *shadow) created(h store.Head) {
 	s.towns[h.ID] = &shadowTown{id: h.ID, name: h.Name, place: placeOf(h.Name), beads: map[string]*town.Bead{}, runs: map[string]*town.Run{}, rigs: map[string]*town.Rig{},
-		byHand: map[string]bool{}, undone: map[string]bool{}, claims: map[string]int64{}, ever: map[int64]*claim{}, columns: h.Columns, version: 1, at: s.w.now,
+		money: newSpending(), byHand: map[string]bool{}, undone: map[string]bool{}, claims: map[string]int64{}, ever: map[int64]*claim{}, columns: h.Columns, version: 1, at: s.w.now,
 		said: map[string]map[string]int{}, titles: map[string]string{}, title: map[string]string{}, units: map[string]int{}}
 }
 
@@ -99,11 +100,15 @@ func (t *shadowTown) lastInputs() (out []string) {
 	return out
 }
 
-func (s *shadow) commit(c store.Commit) {
+func (s *shadow) commit(c store.Commit, by *process) {
 	w := s.w
 	w.hashCommit(c)
 	t := s.towns[c.Town]
 	w.bounds.count(c.Town, "commits")
+	if t == nil {
+		return
+	}
+	before := s.beforeMoney(t, c)
 	for _, e := range c.Ledger {
 		s.entry(t, e)
 	}
@@ -117,6 +122,12 @@ func (s *shadow) commit(c store.Commit) {
 			decode(t.rigs, r)
 		case "claim":
 			s.claim(t, r)
+		case "usage":
+			decode(t.money.usage, r)
+		case "breaker":
+			s.breaker(t, c, r)
+		case "escalation":
+			decode(t.money.escalations, r)
 		case "town":
 			if err := json.Unmarshal(r.Body, &t.info); err != nil {
 				w.violate(invColumns, t, "the row of town %s can't be read: %v", t.name, err)
@@ -127,6 +138,8 @@ func (s *shadow) commit(c store.Commit) {
 	t.columns, t.version, t.at, t.by, t.wake = c.Columns, c.Expect+1, w.now, town.Time(c.At).Time(), nil
 	s.checkCommit(t, c, was)
 	s.checkMove(t, c, was)
+	s.checkMoney(t, c, by, before)
+	s.checkEscalations(t)
 	if x := w.boxes.by[c.Town]; x != nil && x.running && x.gen == c.Columns.Generation {
 		x.runner.wanted(c.Columns.DesiredRev)
 	}
@@ -164,6 +177,10 @@ func (s *shadow) entry(t *shadowTown, e store.Entry) {
 		s.w.renewals++
 	case "breaker.open":
 		s.w.bounds.count(t.id, "failures")
+	case "breaker.reset":
+		t.money.resets[e.Subject]++
+	case "provider.limited":
+		s.w.bounds.count(t.id, "limits")
 	case "merge.conflict", "bead.in_review":
 		delete(t.units, e.Subject)
 	case "bead.open", "bead.retried", "bead.edited":

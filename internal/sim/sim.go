@@ -112,15 +112,18 @@ type world struct {
 	skewed    time.Duration // how wrong all clocks are
 	boots     int
 	limits    store.Limits
-	server    town.Settings // of all servers
-	towns     []*simTown    // by place; who was deleted is replaced
-	gone      []*simTown    // deleted
-	typed     []*simTown    // whose people type before anything else happens
-	claimed   []*claim      // not performed yet
-	disturbed time.Time     // when a server last came, went or had its clock set, or the store did not work
-	setAt     time.Time     // when a clock was last set
-	fullUntil time.Time     // the store's disk is full
-	mute      time.Time     // until then nobody takes notices
+	server    town.Settings        // of servers that start now
+	lastSkew  time.Duration        // of the clock of the latest one
+	totals    totals               // what all towns spent
+	providers map[string]*provider // by town
+	towns     []*simTown           // by place; who was deleted is replaced
+	gone      []*simTown           // deleted
+	typed     []*simTown           // whose people type before anything else happens
+	claimed   []*claim             // not performed yet
+	disturbed time.Time            // when a server last came, went or had its clock set, or the store did not work
+	setAt     time.Time            // when a clock was last set
+	fullUntil time.Time            // the store's disk is full
+	mute      time.Time            // until then nobody takes notices
 
 	violations []Violation
 	seen       map[string]bool
@@ -156,9 +159,10 @@ func Run(ctx context.Context, o Options) Report {
 	}
 	w.restless = false
 	w.fullUntil, w.mute = time.Time{}, time.Time{}
+	w.liftServer()
 	for _, t := range w.towns {
 		if t.id != "" {
-			w.run(func() { t.ask(command{in: town.Resume{}, quiet: true}) })
+			w.run(func() { t.lift(); t.ask(command{in: town.Resume{}, quiet: true}) })
 		}
 	}
 	w.play(w.end.Add(rest))
@@ -178,7 +182,7 @@ func newWorld(ctx context.Context, o Options) *world {
 	start := time.Date(2026, 1, 5, 8, 0, 0, 0, time.UTC)
 	w := &world{opt: o, ctx: ctx, start: start, now: start, restless: true, pair: o.Pair, disturbed: start,
 		end: start.Add(time.Duration(o.Hours * float64(time.Hour)).Truncate(time.Millisecond)), mem: storetest.NewMemory(), digest: sha256.New(),
-		seen: map[string]bool{}, server: town.Settings{"ledger.retention": "336h", "notify.command": "true"}}
+		seen: map[string]bool{}, server: town.Settings{"ledger.retention": "336h", "notify.command": "true", "provider": providerName}, providers: map[string]*provider{}, totals: newTotals()}
 	w.order = w.dice("order")
 	w.storm = newStorm(w, o)
 	if w.fault("two-servers", 0) {
