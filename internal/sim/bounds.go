@@ -78,7 +78,7 @@ func (w *world) nameOf(id string) string {
 
 // watch looks every minute for what should have been done long ago.
 func (w *world) watch() {
-	w.at(time.Minute, w.watch)
+	w.at(min(time.Minute, w.overduly()/4), w.watch)
 	w.watchClaims()
 	w.watchTotals()
 	for _, t := range w.towns {
@@ -89,17 +89,24 @@ func (w *world) watch() {
 }
 
 // overduly is how long something may stand undone while a server runs: a tick
-// that begins late, and one lost claim of the alarm.
-const overduly = slowest + 2*time.Minute
+// that begins late, and one lost claim of the alarm; where nothing goes wrong,
+// much less than such a claim.
+func (w *world) overduly() time.Duration {
+	if w.calm {
+		return 12 * time.Second
+	}
+	return slowest + 2*time.Minute
+}
 
 // watchClaims wants every claim of a living server performed.
 func (w *world) watchClaims() {
 	w.claimed = slices.DeleteFunc(w.claimed, func(c *claim) bool {
 		return c.performed || c.excused || w.shadow.towns[c.town.id] != c.town
 	})
+	late := w.overduly()
 	for _, c := range w.claimed {
-		late := w.now.Sub(c.at) > overduly && w.now.Sub(w.disturbed) > overduly
-		w.holds(invPerformed, !late, c.town, "%s of %s was claimed by %s and not performed", c.Key, c.town.name, c.By)
+		lost := w.now.Sub(c.at) > late && w.now.Sub(w.disturbed) > late
+		w.holds(invPerformed, !lost, c.town, "%s of %s was claimed by %s and not performed", c.Key, c.town.name, c.By)
 	}
 }
 
@@ -112,6 +119,7 @@ type overdue struct {
 // watchTown wants nothing overdue in a town that nobody has changed for a while.
 func (w *world) watchTown(st *shadowTown) {
 	w.watchParked(st)
+	overduly := w.overduly()
 	if w.now.Sub(st.at) <= overduly || w.now.Sub(w.disturbed) <= overduly || len(w.procs) == 0 {
 		return
 	}

@@ -7,7 +7,7 @@ import (
 	"gastown/internal/town"
 )
 
-// some numbers for budgets: mostly enough for some hours of work.
+// amount is a number for a budget: mostly enough for some hours of work.
 func (d dice) amount(what string) string {
 	switch what {
 	case "runs":

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/hall"
@@ -43,7 +44,19 @@ func (t *simTown) try(c command) {
 	if c.before != nil {
 		c.before()
 	}
-	err, lost := t.send(c)
+	var err, e2 error
+	lost, l2, done := false, true, false
+	if w.fault("command-doubled", t.place) {
+		w.at(w.extent(0, 20*time.Millisecond), func() {
+			if e2, l2 = t.send(c); done && !lost {
+				t.same(c, err, e2, l2)
+			}
+		})
+	}
+	if err, lost = t.send(c); !lost && !l2 {
+		t.same(c, err, e2, l2)
+	}
+	done = true
 	if !lost && w.fault("command-repeated", t.place) {
 		w.at(w.extent(0, patience), func() {
 			e2, l2 := t.send(c)
@@ -73,7 +86,8 @@ func (t *simTown) send(c command) (error, bool) {
 	return err, p.dead
 }
 
-// same wants a repeat of an accepted command to be answered as the first was.
+// same wants a repeat of an accepted command to be answered as the first was,
+// also when it overtook it.
 func (t *simTown) same(c command, err, e2 error, lost bool) {
 	st := t.w.shadow.towns[t.id]
 	if k := errs.KindOf(e2); lost || st == nil || k == errs.Unavailable || k == errs.Overloaded || err != nil {

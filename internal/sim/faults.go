@@ -57,6 +57,7 @@ var kinds = []kind{
 	{"message-late", 0.03, "a copy of a message arrives up to 3 hours later, among newer ones"},
 	{"message-forged", 0.02, "a message carries another epoch, generation or number"},
 	{"command-answer-lost", 0.02, "the answer to a person is lost; the command is repeated with its key"},
+	{"command-doubled", 0.05, "a command arrives a second time while the first is being handled"},
 	{"command-repeated", 0.02, "a command arrives twice with one key, now or much later"},
 
 	{"sandbox-dies", 0.02, "a sandbox dies"},

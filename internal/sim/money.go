@@ -37,7 +37,7 @@ type total struct {
 
 func newTotals() totals { return totals{days: map[string]store.DaySpend{}} }
 
-// lately is how long a server may not know what another spent: its commits may
+// unknownFor is how long a server may not know what another spent: its commits may
 // take this long after it read the day.
 const unknownFor = 2 * time.Minute
 
@@ -330,14 +330,18 @@ func (t *shadowTown) runSpent(run string) (int64, bool) {
 
 // watchParked wants a town that waits for a budget to have one that is used up.
 func (w *world) watchParked(st *shadowTown) {
-	if !st.columns.WaitsBudget || w.usedUp(st) || len(w.procs) == 0 {
+	if !st.columns.WaitsBudget || len(w.procs) == 0 {
+		st.money.free = time.Time{}
+		return
+	}
+	if w.checked[invParked]++; w.usedUp(st) {
 		st.money.free = time.Time{}
 		return
 	}
 	if st.money.free.IsZero() || w.disturbed.After(st.money.free) {
 		st.money.free = w.now
 	}
-	w.holds(invParked, w.now.Sub(st.money.free) <= overduly, st, "%s waits for a budget, and none is used up since %s", st.name, st.money.free)
+	w.holds(invParked, w.now.Sub(st.money.free) <= w.overduly(), st, "%s waits for a budget, and none is used up since %s", st.name, st.money.free)
 }
 
 // usedUp reports whether any budget is that a town may wait for.

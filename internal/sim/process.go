@@ -75,7 +75,7 @@ func (w *world) boot() {
 		w.stepped()
 	}
 	if !w.pair && p.skew != w.lastSkew { // the clock was wrong before, or is now
-		w.shadow.forgetLimits()
+		w.stepped()
 	}
 	w.lastSkew = p.skew
 	n, boot := 0, w.boots

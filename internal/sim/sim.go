@@ -100,6 +100,7 @@ type world struct {
 	still   []*strand
 	spare   []*strand
 	choices []choice
+	calm    bool // no fault may happen
 	atomic  bool // calls to the outside are never interrupted
 
 	mem       *storetest.Memory
@@ -183,6 +184,7 @@ func newWorld(ctx context.Context, o Options) *world {
 	w := &world{opt: o, ctx: ctx, start: start, now: start, restless: true, pair: o.Pair, disturbed: start,
 		end: start.Add(time.Duration(o.Hours * float64(time.Hour)).Truncate(time.Millisecond)), mem: storetest.NewMemory(), digest: sha256.New(),
 		seen: map[string]bool{}, server: town.Settings{"ledger.retention": "336h", "notify.command": "true", "provider": providerName}, providers: map[string]*provider{}, totals: newTotals()}
+	w.calm = o.Faults != nil && len(o.Faults) == 0 && o.Only == nil
 	w.order = w.dice("order")
 	w.storm = newStorm(w, o)
 	if w.fault("two-servers", 0) {

@@ -37,7 +37,7 @@ func TestDaysWithAllFaultsPassWithoutAViolation(t *testing.T) {
 
 func TestEveryFaultHappensAndEveryInvariantIsLookedAt(t *testing.T) {
 	t.Parallel()
-	m := sim.Many{Options: sim.Options{Seed: 303, Hours: 40, Towns: 2}, Seeds: 6, Jobs: 2}
+	m := sim.Many{Options: sim.Options{Seed: 303, Hours: 40, Towns: 2}, Seeds: 8, Jobs: 2}
 	s := m.Play(t.Context(), nil)
 	names, _ := sim.Kinds()
 	for _, k := range names {
@@ -76,5 +76,13 @@ func TestACalmDayMergesEverything(t *testing.T) {
 	}
 	if r.Merged*2 < r.Beads {
 		t.Errorf("only %d of %d beads were merged: %v", r.Merged, r.Beads, r.Ended)
+	}
+}
+
+func TestOnCalmDaysNothingIsLateWithTwoServers(t *testing.T) {
+	t.Parallel()
+	m := sim.Many{Options: sim.Options{Seed: 40, Hours: 24, Towns: 3, Faults: []sim.Kind{}, Pair: true}, Seeds: 3, Jobs: 2}
+	for _, f := range m.Play(t.Context(), nil).Failures {
+		t.Errorf("seed %d: %v", f.Seed, f.Violations)
 	}
 }
