@@ -42,8 +42,10 @@ func (g *gate) endStreams() {
 	}
 }
 
-// politely is how long requests may end by themselves when the gate closes.
-const politely = 3 * time.Second
+const (
+	politely  = 3 * time.Second // for requests to end by themselves when the gate closes
+	lastWords = 2 * time.Second // for the answers of those that are cancelled then
+)
 
 // close turns new requests away and returns when at most rest of those under way
 // are left: first their streams are ended, then they are cancelled. It fails when
@@ -98,7 +100,13 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	defer context.AfterFunc(over, cancel)()
+	rc := http.NewResponseController(w)
+	defer context.AfterFunc(over, func() {
+		cancel()
+		// A body that is sent or read slowly, on purpose perhaps, knows no context.
+		// Recorders in tests know no deadlines.
+		_, _ = rc.SetReadDeadline(time.Now()), rc.SetWriteDeadline(time.Now().Add(lastWords))
+	})()
 	h.ServeHTTP(w, r.WithContext(ctx))
 }
 

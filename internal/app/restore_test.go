@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"gastown/internal/backup"
 	"gastown/internal/errs"
@@ -286,5 +288,34 @@ func TestAClosedGateSaysWhenToComeAgainAndEndsWhatIsUnderWay(t *testing.T) {
 	g.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !bytes.Contains(w.Body.Bytes(), []byte(`"unavailable"`)) {
 		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+}
+
+func TestAClosedGateDoesNotWaitForABodyThatIsNotSent(t *testing.T) {
+	t.Parallel()
+	var g gate
+	begun := make(chan struct{})
+	g.open(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(begun)
+		if _, err := io.Copy(io.Discard, r.Body); err == nil {
+			t.Error("the body had an end")
+		}
+	}), func() {})
+	srv := httptest.NewServer(&g)
+	defer srv.Close()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nslow"); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	g.cancel() // as it is done after a while
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := g.close(ctx, 0); err != nil {
+		t.Fatal(err)
 	}
 }
