@@ -261,7 +261,7 @@ func (a *invocation) restore(ctx context.Context, file string, force bool) error
 		}
 	}
 	if len(done.MissingSecrets) > 0 {
-		return a.yes("these secrets are not in the backup, give them again: %s", strings.Join(done.MissingSecrets, ", "))
+		return a.yes("these secrets are not in the backup, give them again: %s", clean(strings.Join(done.MissingSecrets, ", ")))
 	}
 	return nil
 }

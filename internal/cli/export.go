@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -143,6 +144,10 @@ type clonedRig struct {
 // its rig waiting, and the others alone.
 func (a *invocation) cloneAll(ctx context.Context, c *client.Client, done api.Imported, token string) []clonedRig {
 	var out []clonedRig
+	if token != "" && severalServers(done.Rigs) {
+		fmt.Fprintln(a.env.Err, "warning: the file names repositories on several servers: none of them gets the token")
+		token = ""
+	}
 	for _, r := range done.Rigs {
 		got := clonedRig{ImportedRig: r}
 		fmt.Fprintf(a.env.Err, "cloning rig %s from %s ...\n", r.Name, clean(r.URL))
@@ -164,6 +169,28 @@ func (a *invocation) cloneAll(ctx context.Context, c *client.Client, done api.Im
 		out = append(out, got)
 	}
 	return out
+}
+
+// severalServers reports whether the rigs that need a credential are on different
+// servers. The file says where they are, and a token is for one of them.
+func severalServers(rigs []api.ImportedRig) bool {
+	first := ""
+	for _, r := range rigs {
+		if !r.Credential {
+			continue
+		}
+		at := r.URL
+		if u, err := url.Parse(r.URL); err == nil && u.Host != "" {
+			at = u.Scheme + "://" + u.Host
+		}
+		if first == "" {
+			first = at
+		}
+		if at != first {
+			return true
+		}
+	}
+	return false
 }
 
 func (a *invocation) tellImport(done api.Imported, rigs []clonedRig, f importFlags) error {

@@ -42,7 +42,30 @@ func encodeJSON(v any, indent string) ([]byte, error) {
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", indent)
 	err := enc.Encode(v)
-	return buf.Bytes(), err
+	return harmless(buf.Bytes()), err
+}
+
+// harmless escapes what encoding/json leaves as it is and a terminal may obey:
+// the other control characters, and those that change the direction of text. In
+// JSON they can only be within strings.
+func harmless(b []byte) []byte {
+	if !bytes.ContainsFunc(b, commands) {
+		return b
+	}
+	var out bytes.Buffer
+	for _, r := range string(b) {
+		if commands(r) {
+			fmt.Fprintf(&out, `\u%04x`, r)
+		} else {
+			out.WriteRune(r)
+		}
+	}
+	return out.Bytes()
+}
+
+// commands reports whether a terminal may obey a character instead of showing it.
+func commands(r rune) bool {
+	return unicode.IsControl(r) && r != '\n' && r != '\t' || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069
 }
 
 // say prints a line of text to stdout.
@@ -89,10 +112,7 @@ func cell(s string) string { return strings.Join(strings.Fields(clean(s)), " ") 
 func clean(s string) string {
 	s = strings.ReplaceAll(strings.ToValidUTF8(s, "�"), "\r\n", "\n")
 	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t':
-			return r
-		case unicode.IsControl(r), r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+		if commands(r) {
 			return '�'
 		}
 		return r

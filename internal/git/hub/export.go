@@ -123,7 +123,8 @@ func Exportable(name string) bool {
 		return true
 	}
 	rest, ok := strings.CutPrefix(name, "objects/")
-	return ok && rest != "" && filepath.IsLocal(rest) && rest != "info/alternates" && rest != "info/http-alternates"
+	low := strings.ToLower(rest) // some file systems don't tell them apart
+	return ok && rest != "" && filepath.IsLocal(rest) && low != "info/alternates" && low != "info/http-alternates"
 }
 
 // ValidID reports whether an id may name a repository.
