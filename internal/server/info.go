@@ -203,7 +203,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 	switch h := s.health(); {
 	case !h.Writable():
 		p := newProblem(http.StatusServiceUnavailable, errs.Unavailable, "the server only reads: "+stateText(h.State))
-		p.Hint = "GET /api/v1/server says more"
+		p.Hint = "gastown doctor says more, as does GET /api/v1/server"
 		p.write(w)
 	case h.Check == store.CheckRunning:
 		plain(w, "ready\nthe database is being checked")

@@ -2,6 +2,7 @@ package town
 
 import (
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -136,6 +137,9 @@ func TestRunsAreCountedBeforeEachDispatch(t *testing.T) {
 			}
 			d.pass(10 * time.Minute)
 			d.wantBead("web-aaaaa", BeadInProgress) // the last one that is allowed may finish
+			if text := d.town.WhyTown(d.now).Text; strings.Contains(text, "nothing new starts: its budget is used up") != (scope != "bead") {
+				t.Errorf("why the town: %s", text)
+			}
 			d.ended(d.spawn("web-aaaaa"), OutcomeFailed, ClassInfra, "broken")
 			d.pass(2 * time.Hour)
 			d.wantBead("web-aaaaa", BeadOpen)
@@ -198,6 +202,9 @@ func TestATownAtItsLimitGoesOnWhenItsPeriodEnds(t *testing.T) {
 			d.bead("web-bbbbb")
 			d.pass(5 * time.Minute)
 			d.wantSandbox(SandboxAsleep)
+			if is := findings(d.town.Doctor(d.now), SeverityInfo); !slices.Equal(is, []string{"budget.reached budget.town.cost"}) {
+				t.Errorf("doctor tells of %q", is)
+			}
 			if w := d.wantWhy("web-bbbbb", Waiting, waitBudget); w.Until != At(want) {
 				t.Fatalf("until %s, want %s", w.Until, want)
 			}

@@ -184,6 +184,9 @@ func (d *examination) sandbox() {
 
 // repeats finds what repeats by itself and shouldn't, or does so for long.
 func (d *examination) repeats() {
+	if b, ok := usedUp(d.t.sharedBudgets(d.now, true)); ok && d.t.waitsBudget(d.now) {
+		d.info("budget.reached", b.Setting(), d.t.budgetText(b, ""), "work waits, and no attempt is charged", "raise the limit, or wait for the next period")
+	}
 	for _, br := range d.t.Breakers() {
 		switch {
 		case !d.t.exists(br.Subject):

@@ -409,6 +409,8 @@ func (t *Town) townText(now Time, w TownReason) string {
 		}
 		if t.info.Mode != ModeActive {
 			b.WriteString("; " + t.modeText())
+		} else if w := t.budgetWait(now); w.Kind != "" {
+			b.WriteString("; nothing new starts: " + w.Text)
 		}
 	}
 	return b.String()
