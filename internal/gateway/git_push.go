@@ -17,11 +17,15 @@ const (
 	listBytes = 1 << 20
 	// maxReport bounds what receive-pack may answer, progress included.
 	maxReport = 4 << 20
+	// maxObject bounds what git takes from memory at once. An object that is a
+	// difference is made in memory, however small its pack is.
+	maxObject = "1g"
 )
 
 func (c *gitCall) pushCmd(force bool, args ...string) git.Cmd {
 	cmd := git.Cmd{
 		Dir:  c.dir,
+		Env:  []string{"GIT_ALLOC_LIMIT=" + maxObject},
 		Args: append(append([]string{"receive-pack", "--stateless-rpc"}, args...), c.dir),
 		Config: append(c.grant.hidden(),
 			git.Setting{Key: "safe.directory", Value: c.dir},

@@ -77,6 +77,15 @@ func TestASmallPackOfLargeObjectsIsNotUnpacked(t *testing.T) {
 	}
 }
 
+func TestAnObjectThatFillsTheMemoryIsRefused(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, GitLimits{}, nil)
+	status, body := h.raw(append([]byte(pkt(zeroOID+" "+h.tip+" "+own+"\x00report-status")+flushPkt), bomb(t, 1<<15)...), "") // 2 GiB
+	if status != 200 || !strings.Contains(body, "ng "+own) || h.refs()[own] != "" {
+		t.Errorf("status %d: %q", status, body)
+	}
+}
+
 func TestWhatIsLargerThanItsPackIsSeen(t *testing.T) {
 	t.Parallel()
 	blob := func(n int) packed { return packed{kind: 3, size: n, content: make([]byte, n)} }
