@@ -100,6 +100,8 @@ type fakeTown struct {
 	reason      string
 	onVerdict   func(wire.VerdictRequest) error
 	onReports   func(wire.ReportsRequest) bool // true: take them, but answer nothing usable
+	cut         map[string]int                 // answers to cut off, by path: the server acts, nobody hears
+	streams     []string                       // of all hellos
 	frozen      string
 	model       http.Handler
 }
@@ -108,7 +110,7 @@ func newTown(t testing.TB) *fakeTown {
 	t.Helper()
 	tmp := t.TempDir()
 	f := &fakeTown{t: t, id: hub.ID{Town: "springfield", Rig: "app"}, work: filepath.Join(tmp, "person"),
-		disk: filepath.Join(tmp, "disk"), moved: make(chan struct{}), next: 1, token: "token-1", attempt: 1}
+		disk: filepath.Join(tmp, "disk"), moved: make(chan struct{}), next: 1, token: "token-1", attempt: 1, cut: map[string]int{}}
 	up := filepath.Join(tmp, "up.git")
 	f.must(tmp, "init", "-q", "--bare", "-b", "main", up)
 	f.must(tmp, "init", "-q", "-b", "main", f.work)
@@ -287,9 +289,19 @@ func (f *fakeTown) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.answer(w, nil, errs.New(errs.Gone, "generation 1 is over"))
 	case strings.HasPrefix(r.URL.Path, wire.PathModel) && model != nil:
 		model.ServeHTTP(w, r)
+	case f.cutsOff(r.URL.Path):
+		f.serveWire(httptest.NewRecorder(), r)
+		panic(http.ErrAbortHandler)
 	default:
 		f.serveWire(w, r)
 	}
+}
+
+func (f *fakeTown) cutsOff(path string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cut[path]--
+	return f.cut[path] >= 0
 }
 
 func (f *fakeTown) answer(w http.ResponseWriter, v any, err error) {
@@ -308,7 +320,7 @@ func (f *fakeTown) serveWire(w http.ResponseWriter, r *http.Request) {
 	case wire.PathHello:
 		var q wire.HelloRequest
 		f.read(r, &q)
-		f.change(func() { f.stream, f.next = q.Stream, 1 })
+		f.change(func() { f.stream, f.next, f.streams = q.Stream, 1, append(f.streams, q.Stream) })
 		f.answer(w, f.document(), nil)
 	case wire.PathDesired:
 		f.poll(w, r)

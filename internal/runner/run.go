@@ -314,7 +314,7 @@ func (n *run) event(e agent.Event) {
 		if n.want.Provider == "" && !e.Replayed {
 			n.output.Store(true)
 		}
-	case agent.KindPermission, agent.KindUsage, agent.KindOther, agent.KindStderr:
+	case agent.KindPermission, agent.KindUsage, agent.KindOther, agent.KindStderr, agent.KindNoise:
 		n.alive()
 	}
 	n.r.transcripts.add(n.lane, e)

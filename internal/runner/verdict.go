@@ -34,7 +34,8 @@ func (n *run) prime(ctx context.Context) (string, error) {
 }
 
 // insist repeats a call for a tool while the server does not answer, so that a
-// restart of it costs agents only time. Then the agent is asked to call again.
+// restart of it costs agents only time. Then the agent is asked to call again. A
+// run that is over for the server ends, whether or not its agent obeys what it reads.
 func (n *run) insist(ctx context.Context, call func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, n.r.cfg.Timing.Answer)
 	defer cancel()
@@ -42,6 +43,9 @@ func (n *run) insist(ctx context.Context, call func(context.Context) error) erro
 		err := call(ctx)
 		if err == nil || !again(err) {
 			n.unanswered.Store(false)
+			if errs.Is(err, errs.Gone) {
+				n.ask(stopped("for the server the run is over: " + clip(err.Error(), 500)))
+			}
 			return err
 		}
 		n.unanswered.Store(true)
