@@ -11,6 +11,9 @@ const (
 	bytesPerToken = 4
 	// bytesPerEvent is what an event of a stream has beside its text, about.
 	bytesPerEvent = 400
+	// laterOutput is what counts for an answer that is made in the background, which
+	// nobody sees: about the most that a model says at once.
+	laterOutput = 100_000
 )
 
 // request counts what goes to a provider. Its Read and its other methods may be

@@ -72,6 +72,7 @@ type usageReader struct {
 	model string
 	used  Tokens
 	known bool
+	later bool // the model goes on when the answer has ended
 	ended bool
 }
 
@@ -154,6 +155,7 @@ func (u *usageReader) look() {
 		if u.model == "" {
 			u.model = part.Model
 		}
+		u.later = u.later || part.Background
 		if part.Usage != nil {
 			u.used, u.known = part.Usage.over(u.used), true
 		}
@@ -174,13 +176,17 @@ func (u *usageReader) end(whole bool) {
 	if !u.known || !whole {
 		u.used.Output = max(u.used.Output, clampTokens(u.passed.output(u.stream)))
 	}
+	if !u.known && u.later {
+		u.used.Output = max(u.used.Output, laterOutput)
+	}
 	u.done(u.model, u.used, u.known)
 }
 
 // usagePart is where an answer, or a part of one, names its model and its usage.
 type usagePart struct {
-	Model string     `json:"model"`
-	Usage *usageSaid `json:"usage"`
+	Model      string     `json:"model"`
+	Usage      *usageSaid `json:"usage"`
+	Background bool       `json:"background"`
 }
 
 // usageMessage is an answer, or one message of a stream: chat completions have

@@ -76,6 +76,8 @@ func TestAnAnswerWithoutUsageIsEstimated(t *testing.T) {
 		{"of an unknown type", "", strings.Repeat("x", 100), 25},
 		{"too long to look at", "application/json", strings.Repeat(" ", 2*maxUsageLine), 2 * maxUsageLine / 4},
 		{"a stream of a token per event", "text/event-stream", strings.Repeat(delta, 70), 70},
+		{"what is made in the background", "application/json", `{"id":"r","status":"queued","background":true,"usage":null}`, laterOutput},
+		{"what is made in the background, streamed", "text/event-stream", `data: {"type":"response.queued","response":{"background":true,"usage":null}}` + "\n", laterOutput},
 		{"a stream of one large event", "text/event-stream", "data: " + strings.Repeat("x", 4394) + "\n", 1000},
 	} {
 		if _, got, known := readUsage(t, tt.contentType, tt.answer); known || got != (Tokens{Output: tt.want}) {
