@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"gastown/internal/errs"
 	"gastown/internal/vault"
 )
 
@@ -136,28 +135,5 @@ func TestAModelWithoutAPriceIsNotCheaperThanOthers(t *testing.T) {
 	}
 	if got := (Provider{}).priceOf("any"); got != (Price{}) {
 		t.Errorf("without any price: %+v", got)
-	}
-}
-
-func TestOneRunHasOnlySoManyRequestsUnderWay(t *testing.T) {
-	t.Parallel()
-	m := &model{busy: map[string]int{}}
-	var leave []func()
-	for range maxParallel {
-		l, err := m.enter("a")
-		if err != nil {
-			t.Fatal(err)
-		}
-		leave = append(leave, l)
-	}
-	if _, err := m.enter("a"); !errs.Is(err, errs.Overloaded) {
-		t.Errorf("one more: %v", err)
-	}
-	if _, err := m.enter("b"); err != nil {
-		t.Errorf("of another run: %v", err)
-	}
-	leave[0]()
-	if _, err := m.enter("a"); err != nil {
-		t.Errorf("after one ended: %v", err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"gastown/internal/api"
@@ -55,30 +54,6 @@ type model struct {
 	cfg       ModelConfig
 	proxy     *httputil.ReverseProxy
 	log       *slog.Logger
-
-	mu   sync.Mutex     // guards busy
-	busy map[string]int // requests under way, by run
-}
-
-// maxParallel is how many requests of one run are under way at most. What they
-// use is counted when they end, so it bounds how far a budget is overdrawn.
-const maxParallel = 32
-
-// enter takes one of the run's places.
-func (m *model) enter(run string) (leave func(), err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.busy[run] >= maxParallel {
-		return nil, errs.New(errs.Overloaded, "%d requests of this run to its model are under way already", maxParallel)
-	}
-	m.busy[run]++
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.busy[run]--; m.busy[run] == 0 {
-			delete(m.busy, run)
-		}
-	}, nil
 }
 
 // NewModel forwards <prefix>{provider}/... to the provider's base URL, with the
@@ -92,7 +67,7 @@ func NewModel(p *Providers, policy ModelPolicy, cfg ModelConfig) http.Handler {
 	if cfg.Transport == nil {
 		cfg.Transport = modelTransport()
 	}
-	m := &model{providers: p, policy: policy, cfg: cfg, log: cfg.Log, busy: map[string]int{}}
+	m := &model{providers: p, policy: policy, cfg: cfg, log: cfg.Log}
 	m.proxy = &httputil.ReverseProxy{
 		Rewrite:        m.rewrite,
 		Transport:      cfg.Transport,
@@ -139,12 +114,6 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		m.fail(w, err)
 		return
 	}
-	leave, err := m.enter(grant.Town + " " + grant.Run)
-	if err != nil {
-		m.fail(w, err)
-		return
-	}
-	defer leave()
 	target, by, err := m.target(name, rest, r.URL.RawQuery)
 	if err != nil {
 		if errs.Is(err, errs.NotFound) {
