@@ -11,7 +11,7 @@ import (
 func (d dice) amount(what string) string {
 	switch what {
 	case "runs":
-		return fmt.Sprint(2 + d.IntN(60))
+		return fmt.Sprint(2 + d.IntN([]int{8, 60}[d.IntN(2)]))
 	case "tokens":
 		return fmt.Sprint(20_000 + d.IntN(4_000_000))
 	case "cost":
@@ -34,6 +34,19 @@ func (d dice) small(what string) string {
 }
 
 var kindsOfBudget = [...]string{"runs", "tokens", "cost", "awake"}
+
+// begin gives some towns budgets from the first day.
+func (t *simTown) begin() {
+	for _, what := range kindsOfBudget {
+		if t.dice.chance(0.25) {
+			t.ask(command{in: town.SetTown{Set: town.Settings{"budget.town." + what: t.dice.amount(what)}}, must: true})
+		}
+	}
+	if t.dice.chance(0.3) {
+		what := kindsOfBudget[t.dice.IntN(len(kindsOfBudget))]
+		t.ask(command{in: town.SetTown{Set: town.Settings{"budget.bead." + what: t.dice.small(what)}}, must: true})
+	}
+}
 
 // budget is what people do about budgets and what needs them.
 func (t *simTown) budget(n int) {

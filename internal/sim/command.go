@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/hall"
@@ -47,7 +46,7 @@ func (t *simTown) try(c command) {
 	var err, e2 error
 	lost, l2, done := false, true, false
 	if w.fault("command-doubled", t.place) {
-		w.at(w.extent(0, 20*time.Millisecond), func() {
+		w.at(0, func() {
 			if e2, l2 = t.send(c); done && !lost {
 				t.same(c, err, e2, l2)
 			}

@@ -62,8 +62,8 @@ var kinds = []kind{
 
 	{"sandbox-dies", 0.02, "a sandbox dies"},
 	{"disk-lost", 0.3, "a sandbox that died leaves no disk"},
-	{"sandbox-freezes", 0.01, "a sandbox runs and says nothing any more"},
-	{"sandbox-mute", 0.02, "a sandbox starts and never speaks"},
+	{"sandbox-freezes", 0.015, "a sandbox runs and says nothing any more"},
+	{"sandbox-mute", 0.03, "a sandbox starts and never speaks"},
 	{"agent-not-started", 0.02, "an agent can't be started"},
 	{"agent-killed", 0.02, "an agent is killed from outside"},
 	{"agent-stuck", 0.02, "an agent shows no sign of life"},

@@ -94,7 +94,7 @@ func (w *world) check() {
 		}
 		t := w.shadow.towns[x.town]
 		switch {
-		case t.wants(now):
+		case t.wants(now), len(w.procs) == 0: // without a server nobody can end it
 			x.unused = time.Time{}
 		case x.unused.IsZero(), w.disturbed.After(x.unused):
 			x.unused = w.now

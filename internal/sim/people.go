@@ -84,6 +84,7 @@ func (t *simTown) create() {
 	}
 	w.holds(invAcked, w.shadow.towns[id] != nil, nil, "town %s was acknowledged and is not there", t.name)
 	t.id = id
+	t.begin()
 	t.addRig(func() { w.at(t.dice.between(0, time.Hour), t.live) })
 }
 
