@@ -64,8 +64,32 @@ func checkInvariants(t testing.TB, town *Town, now time.Time) {
 	if got := town.AwakeMS(now); got != booked {
 		t.Fatalf("awake for %d ms, of which %d are accounted for", got, booked)
 	}
-	if w, ok := town.NextWake(now); ok && !w.After(now) {
+	checkAlarm(t, town, now)
+}
+
+// checkAlarm asserts that somebody comes back for all that time alone, or an
+// effect, is to change. The rules have just run at now.
+func checkAlarm(t testing.TB, town *Town, now time.Time) {
+	t.Helper()
+	at := At(now)
+	w, ok := town.NextWake(now)
+	if ok && !w.After(now) {
 		t.Fatalf("next wake %s is not after %s", w, now)
+	}
+	c := town.Columns(now)
+	if c.DueAt != At(w) || c.Open != int64(town.ix.open) || c.Sandbox != town.info.Sandbox.State {
+		t.Fatalf("columns %+v with a wake at %s", c, w)
+	}
+	if c.Wanted && c.Sandbox == SandboxAsleep {
+		t.Fatalf("the sandbox is wanted, nothing keeps it from starting, and it sleeps: %+v", c)
+	}
+	if c.DueAt == 0 && (c.Wanted || c.Sandbox != SandboxAsleep || c.Mode == ModeDeleting) && len(town.Effects(now)) == 0 && !town.info.Removed {
+		t.Fatalf("nobody comes back: %+v", c)
+	}
+	for id, b := range town.beads {
+		if why := town.why(b, at); why.State != Terminal && why.Until > at && (!ok || At(w) > why.Until) {
+			t.Fatalf("bead %s waits until %s and the next wake is %s: %+v", id, why.Until, w, why)
+		}
 	}
 }
 
