@@ -159,7 +159,8 @@ func (a *appender) Write(p []byte) (int, error) { *a = append(*a, p...); return 
 // memory is what a step is compared with.
 type memory struct {
 	beads   map[string]Bead
-	runs    map[string]bool
+	runs    map[string]Run
+	now     time.Time
 	ledger  int64
 	gen     int64
 	late    map[string]bool // beads whose run is stopped for what it did
@@ -169,12 +170,12 @@ type memory struct {
 
 func remember(w *world) memory {
 	t := w.town
-	m := memory{beads: map[string]Bead{}, runs: map[string]bool{}, ledger: t.info.LedgerSeq, gen: w.gen(), breaker: map[string]int{}, late: map[string]bool{}, alone: len(t.runs) == 1}
+	m := memory{beads: map[string]Bead{}, runs: map[string]Run{}, now: w.now, ledger: t.info.LedgerSeq, gen: w.gen(), breaker: map[string]int{}, late: map[string]bool{}, alone: len(t.runs) == 1}
 	for id, b := range t.beads {
 		m.beads[id] = *b
 	}
 	for id, r := range t.runs {
-		m.runs[id] = true
+		m.runs[id] = *r
 		m.late[r.Bead] = r.SpawnedAt != 0 && (r.Stop == stopLimit || r.Stop == stopStuckAgain)
 	}
 	for s, b := range t.breakers {
@@ -202,10 +203,11 @@ func (m memory) compare(w *world, mv move) {
 	}
 	for id, was := range m.beads {
 		m.compareBead(w, was, t.beads[id], mv, entries)
+		m.compareCounts(w, was, t.beads[id], mv, entries)
 	}
 	for id, r := range t.runs {
 		for _, on := range t.beads[r.Bead].BlockedBy {
-			if !m.runs[id] && t.beads[on].Status != BeadClosed {
+			if _, old := m.runs[id]; !old && t.beads[on].Status != BeadClosed {
 				fail("run %s was started while %s is %s", id, on, t.beads[on].Status)
 			}
 		}
@@ -250,6 +252,25 @@ func (m memory) compareBead(w *world, was Bead, b *Bead, mv move, entries []Entr
 	}
 }
 
+// compareCounts asserts that what happens to a bead is counted where it must be.
+func (m memory) compareCounts(w *world, was Bead, b *Bead, mv move, entries []Entry) {
+	r, worked := m.runs[was.currentRun()]
+	for _, e := range entries {
+		switch {
+		case e.Kind == "merge.conflict" && e.Subject == was.ID && was.Merge != nil:
+			same := was.ConflictTip == was.Merge.Tip || was.Base == was.Merge.Tip
+			if same != (b.Charged > was.Charged) || same == (b.Conflicts > was.Conflicts) {
+				fail("a conflict of bead %s (on the same tip: %v) took it from %d charged attempts and %d conflicts to %d and %d",
+					b.ID, same, was.Charged, was.Conflicts, b.Charged, b.Conflicts)
+			}
+		case (e.Kind == "sandbox.lost" || e.Kind == "sandbox.wedged") && w.now.Equal(m.now) && worked && r.SpawnedAt != 0 && r.Verdict == "" && !mv.person:
+			if b.Losses != was.Losses+1 {
+				fail("bead %s ran when the sandbox was lost, and its losses went from %d to %d", b.ID, was.Losses, b.Losses)
+			}
+		}
+	}
+}
+
 // check asserts what every state must show.
 func (w *world) check() {
 	t := w.town
@@ -261,7 +282,7 @@ func (w *world) check() {
 		}) {
 			fail("bead %s counts as merged with %s, which the target does not contain", id, short(b.Proof.Commit))
 		}
-		if b.Charged > 2 || b.Conflicts > 2 {
+		if b.Charged > 2 || b.Conflicts > 2 || (b.Charged == 2 || b.Conflicts == 2) && !b.Status.Terminal() {
 			fail("bead %s goes on after %d charged attempts and %d conflicts", id, b.Charged, b.Conflicts)
 		}
 	}
@@ -454,6 +475,57 @@ func (c *world) staleOutcomes(still stiller) {
 			still("a late success of "+key, EffectDone{Key: key, ID: id})
 			for _, r := range results[verb] {
 				still("a late success of "+key, EffectDone{Key: key, ID: id, Result: r})
+			}
+		}
+	}
+	c.oldCandidates(results)
+	c.landsOnItsTip()
+}
+
+// landsOnItsTip asserts that a candidate is only ever pushed over the tip that it
+// was built on, whatever was fetched since.
+func (c *world) landsOnItsTip() {
+	t := c.town
+	for _, id := range t.ix.merging {
+		m := t.beads[id].Merge
+		if m.State != MergeLanding {
+			continue
+		}
+		r := t.rigs[t.beads[id].Rig]
+		was := r.Tip
+		r.Tip = commitName(99)
+		t.mergeEffects(t.beads[id], r, At(c.now), func(key string, a Action, _ time.Duration) {
+			if l, ok := a.(Land); ok && (l.Tip != m.Tip || l.Candidate != m.Candidate) {
+				fail("%s would push %s over %s, it was built on %s", key, short(l.Candidate), short(l.Tip), short(m.Tip))
+			}
+		})
+		r.Tip = was
+	}
+}
+
+// oldCandidates are outcomes of effects on earlier candidates whose claims still
+// stand, as after a person took the bead out of the queue and in again.
+func (c *world) oldCandidates(results map[string][]any) {
+	t := c.town
+	for _, b := range t.Beads() {
+		for n := 1; n <= b.MergeN; n++ {
+			if b.Merge != nil && b.Merge.N == n {
+				continue
+			}
+			for _, verb := range []string{"candidate", "land", "publish", "check"} {
+				key := fmt.Sprintf("merge/%s/%d/%s", b.ID, n, verb)
+				for _, in := range append([]any{nil, refusal("late")}, results[verb]...) {
+					t.claims[key] = &Claim{Key: key, ID: -7, Until: At(c.now) + 1}
+					out := EffectDone{Key: key, ID: -7, Result: in}
+					if no, ok := in.(refusal); ok {
+						out.Result, out.Err = nil, string(no)
+					}
+					err := t.apply(At(c.now), out)
+					delete(t.dirty, rowKey{kindClaim, key})
+					if err != nil || len(t.dirty) > 0 || len(t.entries) > 0 {
+						fail("%v of the old %s changed %v (%v)", in, key, t.dirty, err)
+					}
+				}
 			}
 		}
 	}

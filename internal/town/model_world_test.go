@@ -47,6 +47,10 @@ func newWorld(s scope) *world {
 	w.must(AddRig{By: "ann", Rig: rig})
 	for _, b := range s.beads {
 		w.must(b)
+		if s.tired {
+			b := w.town.beads[b.ID]
+			b.Charged, b.Conflicts, b.Losses = 1, 1, 1
+		}
 	}
 	w.town.Changes()
 	w.town.Entries()

@@ -34,6 +34,7 @@ type scope struct {
 	name       string
 	rig        func(*Rig)
 	beads      []CreateBead
+	tired      bool // one more failure of any kind, and a bead is at its limit
 	deviations int
 }
 
@@ -58,6 +59,7 @@ func scopes() []scope {
 		{name: "a chain of two beads", beads: chain(), deviations: 1},
 		{name: "a chain of two beads whose branches wait for others", rig: branch, beads: chain(), deviations: 1},
 		{name: "two beads at once", beads: pair(), deviations: 1},
+		{name: "two beads at once that are near their limits", beads: pair(), tired: true, deviations: 1},
 	}
 }
 
