@@ -45,6 +45,7 @@ func TestServersComeAndGo(t *testing.T) {
 		{"a killed runner costs no attempt and little work", testKilledRunner},
 		{"a killed agent goes on from its checkpoint", testKilledAgent},
 		{"an interrupted bead loses at most the newest of its files", testNumbers},
+		{"a tool that prints is left alone, one that is silent is started again", testStuck},
 		{"a frozen server does not hold its own silence against a run", testFrozenServer},
 		{"a frozen runner is replaced", testFrozenRunner},
 	} {
