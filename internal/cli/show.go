@@ -154,6 +154,7 @@ func (a *invocation) whyCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		var beadErr error
 		if isBead(args[0]) {
 			r, err := c.WhyBead(ctx, args[0])
 			if err == nil {
@@ -165,11 +166,12 @@ func (a *invocation) whyCmd() *cobra.Command {
 			if !errs.Is(err, errs.NotFound) {
 				return err
 			}
+			beadErr = err
 		}
 		w, townErr := c.WhyTown(ctx, args[0])
 		if townErr != nil {
-			if isBead(args[0]) && errs.Is(townErr, errs.NotFound) {
-				return errs.New(errs.NotFound, "no bead %s", args[0]).WithHint("gastown bead list shows those that exist")
+			if beadErr != nil && errs.Is(townErr, errs.NotFound) {
+				return beadErr
 			}
 			return townErr
 		}

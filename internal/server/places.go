@@ -105,7 +105,7 @@ func (s *Server) viewBead(ctx context.Context, bead string, fn func(t *town.Town
 func getBead(t *town.Town, id string) (town.Bead, error) {
 	b, ok := t.Bead(id)
 	if !ok {
-		return b, errs.New(errs.NotFound, "no bead %s", printable(id, 60)).WithHint("gastown bead list shows those that exist")
+		return b, t.NoBead(printable(id, 60))
 	}
 	return b, nil
 }

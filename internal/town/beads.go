@@ -58,7 +58,7 @@ func (t *Town) findBead(id string) (*Bead, error) {
 	if b := t.beads[id]; b != nil {
 		return b, nil
 	}
-	return nil, noBead(id)
+	return nil, t.NoBead(id)
 }
 
 // asked returns who asks and the bead that is asked about.
@@ -163,7 +163,7 @@ func (t *Town) checkNewBead(in CreateBead, r *Rig, with map[string][]string) err
 	}
 	for i, on := range in.BlockedBy {
 		if _, coming := with[on]; !coming && t.beads[on] == nil {
-			return noBead(on)
+			return t.NoBead(on)
 		}
 		if slices.Contains(in.BlockedBy[:i], on) {
 			return errs.New(errs.Invalid, "blocker %s is named twice", on)

@@ -113,6 +113,11 @@ func TestWhatCantBeReadIsNotReplacedByAPerson(t *testing.T) {
 	if err := town.Handle(d.now, CancelBead{By: "ann", Bead: "web-aaaaa"}); err != nil {
 		t.Fatal(err)
 	}
+	for bead, want := range map[string]string{"web-bbbbb": "quarantined", "web-ccccc": "no bead"} {
+		if err := town.Handle(d.now, CancelBead{By: "ann", Bead: bead}); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", bead, err)
+		}
+	}
 	if err := town.Handle(d.now, DropRig{By: "ann", Rig: "web"}); !errs.Is(err, errs.Conflict) {
 		t.Errorf("the rig of an unreadable bead was removed: %v", err)
 	}

@@ -205,7 +205,12 @@ func (t *Town) log(now Time, kind, subject, actor, text string, data ...string) 
 	t.entries = append(t.entries, e)
 }
 
-func noBead(id string) error {
+// NoBead is the error for a bead that is not there, or can't be read.
+func (t *Town) NoBead(id string) error {
+	if t.unreadable(kindBead, id) {
+		return errs.New(errs.NotFound, "bead %s can't be read: its row is quarantined", clip(id, 60)).
+			WithHint("gastown doctor --town %s says what is wrong with it", t.info.Name)
+	}
 	return errs.New(errs.NotFound, "no bead %s", clip(id, 60)).WithHint("gastown bead list shows those that exist")
 }
 

@@ -56,7 +56,7 @@ func waits(kind, subject string, until Time, format string, args ...any) Reason 
 func (t *Town) Why(at time.Time, id string) (Reason, error) {
 	b := t.beads[id]
 	if b == nil {
-		return Reason{}, noBead(id)
+		return Reason{}, t.NoBead(id)
 	}
 	return t.why(b, At(at)), nil
 }
