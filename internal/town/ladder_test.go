@@ -75,7 +75,7 @@ func TestATimeLimitTellsPeople(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := newDriver(t)
 			d.rig()
-			d.set(Settings{"run.time_limit": "10m"})
+			d.set(Settings{"run.time_limit": "13m"})
 			d.bead("web-aaaaa")
 			d.hello()
 			end(d, d.spawn("web-aaaaa"))
@@ -101,7 +101,7 @@ func TestATimeLimitTellsPeople(t *testing.T) {
 
 func TestARunThatIsNeverSpawnedInItsTimeIsInfrastructure(t *testing.T) {
 	d := newDriver(t)
-	d.set(Settings{"run.time_limit": "10m"})
+	d.set(Settings{"run.time_limit": "13m"})
 	d.rig()
 	d.bead("web-aaaaa")
 	d.hello()
@@ -211,5 +211,19 @@ func TestOnlySuccessOrAPersonResetsACounter(t *testing.T) {
 	d.do(ReopenBead{By: "ann", Bead: "web-aaaaa"})
 	if b := d.the("web-aaaaa"); b.Charged != 0 || b.Conflicts != 0 || b.Restarted {
 		t.Fatalf("a person reopened it: %+v", b)
+	}
+}
+
+// A time limit that ends while nobody hears the sandbox ends nothing yet: what the
+// agent did meanwhile is not known.
+func TestATimeLimitThatEndsInSilenceStopsNoRun(t *testing.T) {
+	d, _ := atWork(t)
+	d.set(Settings{"run.time_limit": "13m"})
+	r := d.spawn("web-aaaaa")
+	d.pass(9 * time.Minute)
+	d.quiet, d.perform = true, false
+	d.pass(5 * time.Minute)
+	if got, ok := d.town.Run(r.ID); !ok || got.State != RunRunning || !d.town.silent(At(d.now)) {
+		t.Fatalf("the run is %q (%s)", got.State, got.Stop)
 	}
 }
