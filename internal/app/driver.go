@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -112,5 +113,14 @@ func (a *App) socketDir() (string, error) {
 		return a.dir, nil
 	}
 	dir := filepath.Join(a.dir, "inside")
-	return dir, errs.Wrap(errs.Unavailable, os.MkdirAll(dir, 0o700), "making a directory for the socket for sandboxes")
+	return dir, errs.Wrap(errs.Unavailable, errors.Join(os.MkdirAll(dir, 0o711), os.Chmod(dir, 0o711)), "making a directory for the socket for sandboxes")
+}
+
+// socketMode keeps others from the socket for sandboxes. In containers another
+// user dials it; on this machine the data directory is closed to others.
+func (a *App) socketMode() os.FileMode {
+	if a.cfg.driver() == driverDocker {
+		return 0o666
+	}
+	return 0o600
 }

@@ -40,6 +40,9 @@ func (a *App) listeners() error {
 	if err != nil {
 		return err
 	}
+	if filepath.Dir(path) != dir && a.cfg.driver() == driverDocker {
+		return errs.New(errs.Invalid, "the path of the data directory is too long for a socket that containers can use").WithHint("use a shorter path")
+	}
 	// A socket that is left of a server that died; the store's lock says that none lives.
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return errs.Wrap(errs.Unavailable, err, "removing the old socket for sandboxes")
@@ -47,7 +50,7 @@ func (a *App) listeners() error {
 	if a.inside, err = net.Listen("unix", path); err != nil {
 		return errs.Wrap(errs.Unavailable, err, "opening the socket for sandboxes")
 	}
-	return errs.Wrap(errs.Unavailable, os.Chmod(path, 0o600), "closing the socket for sandboxes to others")
+	return errs.Wrap(errs.Unavailable, os.Chmod(path, a.socketMode()), "closing the socket for sandboxes to others")
 }
 
 // reachable is an address to dial for one that is listened on.

@@ -12,8 +12,7 @@
 // A container exists only while its generation runs, or until its end is
 // recorded: then it is removed. Containers have no restart policy, because the
 // town decides. They have a read-only root, no network unless one is named, no
-// capability but those that the first process needs to become two users (the
-// runner and its agents), and limits of memory, processor and processes.
+// capability but those that the first process needs to become another user, and limits of memory, processor and processes.
 //
 // The first process is the image's gastown (see package inside). It reads the
 // token from its standard input, which this driver attaches before the start, and

@@ -187,9 +187,9 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// capabilities are what the first process needs to prepare the disk and to let
-// the runner start and end agents as another user. Agents have none.
-var capabilities = []string{"CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"}
+// capabilities are what the first process needs to prepare the disk and to start
+// and end the command as another user, which has none.
+var capabilities = []string{"CHOWN", "KILL", "SETGID", "SETUID"}
 
 func (d *Driver) options(spec sandbox.Spec) client.ContainerCreateOptions {
 	labels := d.labels(spec.Town)

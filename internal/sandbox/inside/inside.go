@@ -4,9 +4,7 @@
 // signals on, and ends with the command.
 //
 // It runs as root with the few capabilities that the driver leaves to it. The
-// command gets another user and keeps those capabilities, so that it can start and
-// end agents as a third user, which has none: agents can read neither its memory
-// nor its files.
+// command, and all that it starts, runs as another user and has none.
 //
 // Its first line of output says to the driver whether the command started.
 package inside

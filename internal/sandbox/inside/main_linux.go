@@ -15,10 +15,6 @@ import (
 	"gastown/internal/sandbox"
 )
 
-// keptCapabilities are CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, numbered as in
-// linux/capability.h.
-func keptCapabilities() []uintptr { return []uintptr{0, 1, 3, 5, 6, 7} }
-
 // exitFailed is the exit code when the command could not be started.
 const exitFailed = 127
 
@@ -78,7 +74,6 @@ func prepare(args []string) (*exec.Cmd, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if *uid != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(*uid), Gid: uint32(*uid)}
-		cmd.SysProcAttr.AmbientCaps = keptCapabilities()
 	}
 	return cmd, cmd.Err
 }
@@ -87,7 +82,9 @@ func prepareDisk(disk string, uid int) error {
 	if disk == "" {
 		return errors.New(sandbox.EnvDisk + " is not set")
 	}
-	for _, dir := range []string{disk, filepath.Join(disk, "home"), filepath.Join(disk, "tmp")} {
+	// The disk itself comes last: without more capabilities root can't write into
+	// what is another user's.
+	for _, dir := range []string{filepath.Join(disk, "home"), filepath.Join(disk, "tmp"), disk} {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
