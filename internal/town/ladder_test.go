@@ -75,7 +75,7 @@ func TestATimeLimitTellsPeople(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := newDriver(t)
 			d.rig()
-			d.set(Settings{"run.time_limit": "13m"})
+			d.set(Settings{"run.time_limit": "10m"})
 			d.bead("web-aaaaa")
 			d.hello()
 			end(d, d.spawn("web-aaaaa"))
@@ -101,7 +101,7 @@ func TestATimeLimitTellsPeople(t *testing.T) {
 
 func TestARunThatIsNeverSpawnedInItsTimeIsInfrastructure(t *testing.T) {
 	d := newDriver(t)
-	d.set(Settings{"run.time_limit": "13m"})
+	d.set(Settings{"run.time_limit": "10m"})
 	d.rig()
 	d.bead("web-aaaaa")
 	d.hello()
