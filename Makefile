@@ -9,6 +9,8 @@ FUZZTIME ?= 30s
 # What "make bench" runs, as a regular expression, and where.
 BENCH    ?= .
 BENCHPKG ?= ./...
+# What "make cross" builds.
+CROSS    ?= linux-amd64 linux-arm64 darwin-amd64 darwin-arm64
 # Flags for the measurement of a real server, which follows when all benchmarks run.
 LOAD     ?=
 
@@ -58,10 +60,10 @@ fuzz: ## fuzz each parser for FUZZTIME
 	tools/fuzz '$(FUZZTIME)'
 
 cross: ## build for linux and darwin, amd64 and arm64, into build/cross
-	@set -e; for os in linux darwin; do for arch in amd64 arm64; do \
-		echo "build/cross/$$os-$$arch"; \
-		GOOS=$$os GOARCH=$$arch $(GOBUILD) -o build/cross/$$os-$$arch/ ./cmd/gastown ./cmd/gastown-lab; \
-	done; done
+	@set -e; for to in $(CROSS); do \
+		echo "build/cross/$$to"; \
+		GOOS=$${to%-*} GOARCH=$${to#*-} $(GOBUILD) -o build/cross/$$to/ ./cmd/gastown ./cmd/gastown-lab; \
+	done
 
 docs: ## write the generated pages anew
 	go test ./internal/arch -run Page -update
