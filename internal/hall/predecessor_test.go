@@ -69,7 +69,10 @@ func TestAHungCallStallsNotItsOwnTown(t *testing.T) {
 				Runs: []town.RunLife{{Run: fmt.Sprintf("house-%05d.1", f.beads), Epoch: 1}}}}}))
 		}
 		f.must(f.h.View(ctx, id, func(tn *town.Town, _ time.Time) error {
-			if !slices.ContainsFunc(tn.Breakers(), func(b town.Breaker) bool { return b.Subject == "rig/api" }) {
+			// Its end and the end of its claim fall on the same moment: whichever is seen first.
+			failed := slices.ContainsFunc(tn.Breakers(), func(b town.Breaker) bool { return b.Subject == "rig/api" })
+			again := slices.ContainsFunc(tn.Claims(), func(c town.Claim) bool { return c.Key == "rig/api/fetch" && c.Attempt > 1 })
+			if !failed && !again {
 				return fmt.Errorf("the hung call never ended: %v", tn.Claims())
 			}
 			return nil
