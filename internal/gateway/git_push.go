@@ -85,7 +85,7 @@ func (c *gitCall) push() error {
 	}
 	cmd.Stdin = io.MultiReader(bytes.NewReader(list.encode()), bytes.NewReader(pack), in)
 	cmd.MaxOut = maxReport
-	out, err := c.hub.Git().Do(c.r.Context(), cmd)
+	out, err := c.hub.Do(c.r.Context(), c.dir, cmd)
 	c.drain(in)
 	if hub.LockedOut(string(out.Stdout)) || hub.LockedOut(out.Stderr) {
 		// The client's next try succeeds if the lock's owner is dead.

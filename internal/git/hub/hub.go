@@ -3,11 +3,13 @@ package hub
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,8 +25,9 @@ const (
 	cloneTimeout = 30 * time.Minute
 	talkTimeout  = 5 * time.Minute
 	// staleLock is the age at which a reference's lock file must belong to a
-	// process that died: git holds one for milliseconds.
-	staleLock = 2 * time.Minute
+	// process that died, if no git of ours is at work that is older: then only one
+	// that a killed server left could hold it, and git does for milliseconds.
+	staleLock = 10 * time.Second
 	// staleTemp is the age at which a half-added or half-deleted repository must
 	// be a dead process's: longer than any Add may take.
 	staleTemp = 3 * time.Hour
@@ -54,9 +57,10 @@ type Hub struct {
 	log   *slog.Logger
 	now   func() time.Time
 
-	mu    sync.Mutex           // guards locks and sizes
-	sizes map[string]sized     // of towns, measured within sizeFresh
-	locks map[string]*repoLock // by path, only those in use
+	mu    sync.Mutex             // guards what follows
+	sizes map[string]sized       // of towns, measured within sizeFresh
+	locks map[string]*repoLock   // by path, only those in use
+	begun map[string][]time.Time // when the gits began that are at work on a repository, by path
 }
 
 type repoLock struct {
@@ -84,7 +88,8 @@ func Open(root string, v *vault.Vault, log *slog.Logger) (*Hub, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	h := &Hub{root: abs, git: g, vault: v, log: log, now: time.Now, locks: map[string]*repoLock{}, sizes: map[string]sized{}}
+	h := &Hub{root: abs, git: g, vault: v, log: log, now: time.Now, locks: map[string]*repoLock{}, sizes: map[string]sized{},
+		begun: map[string][]time.Time{}}
 	return h, h.sweepTemp()
 }
 
@@ -179,17 +184,51 @@ func (h *Hub) lock(ctx context.Context, path string) (unlock func(), err error) 
 }
 
 // run calls git on the repository at dir, with the deadline of local work. A
-// call that met a lock left by a dead process removes it and tries once more.
+// call that met a lock left by a dead process removes it and tries once more,
+// if its input can be read again.
 func (h *Hub) run(ctx context.Context, dir string, c git.Cmd) (git.Output, error) {
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
 	c.Dir, c.GitDir = dir, dir
-	out, err := h.git.Do(ctx, c)
-	if err == nil || c.Stdin != nil || !LockedOut(err.Error()) || h.sweep(dir) == 0 {
+	out, err := h.Do(ctx, dir, c)
+	if err == nil || !LockedOut(err.Error()) || !rewound(c.Stdin) || h.sweep(dir) == 0 {
 		return out, diskTrouble(err)
 	}
-	out, err = h.git.Do(ctx, c)
+	out, err = h.Do(ctx, dir, c)
 	return out, diskTrouble(err)
+}
+
+func rewound(in io.Reader) bool {
+	if in == nil {
+		return true
+	}
+	s, ok := in.(io.Seeker)
+	if !ok {
+		return false
+	}
+	_, err := s.Seek(0, io.SeekStart)
+	return err == nil
+}
+
+// Do calls a git that works on the repository at dir. Every git that may write
+// there goes through it: while one is at work, no lock is swept that it may hold.
+func (h *Hub) Do(ctx context.Context, dir string, c git.Cmd) (git.Output, error) {
+	now := h.now()
+	h.mu.Lock()
+	h.begun[dir] = append(h.begun[dir], now)
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		all := h.begun[dir]
+		i := slices.Index(all, now)
+		if all = slices.Delete(all, i, i+1); len(all) == 0 {
+			delete(h.begun, dir)
+		} else {
+			h.begun[dir] = all
+		}
+	}()
+	return h.git.Do(ctx, c)
 }
 
 // text is run for a call whose standard output is one short text.
@@ -215,8 +254,8 @@ func LockedOut(stderr string) bool {
 	return strings.Contains(stderr, ".lock': File exists")
 }
 
-// SweepLocks removes lock files of references that a dead process left behind,
-// those older than two minutes.
+// SweepLocks removes lock files of references that a dead process left behind:
+// those older than ten seconds and than every git that is at work there.
 func (h *Hub) SweepLocks(id ID) error {
 	dir, err := h.Path(id)
 	if err != nil {
@@ -227,7 +266,14 @@ func (h *Hub) SweepLocks(id ID) error {
 }
 
 func (h *Hub) sweep(dir string) int {
-	n := 0
+	n, before := 0, h.now().Add(-staleLock)
+	h.mu.Lock()
+	for _, begun := range h.begun[dir] {
+		if begun.Before(before) {
+			before = begun
+		}
+	}
+	h.mu.Unlock()
 	// Errors are skipped: files come and go under our eyes, and the caller's next git call tells.
 	_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -237,7 +283,7 @@ func (h *Hub) sweep(dir string) int {
 			return fs.SkipDir
 		}
 		if st, err := d.Info(); err == nil && st.Mode().IsRegular() && strings.HasSuffix(p, ".lock") &&
-			h.now().Sub(st.ModTime()) > staleLock && os.Remove(p) == nil {
+			st.ModTime().Before(before) && os.Remove(p) == nil {
 			h.log.Warn("removed a stale lock from a hub repository", "path", p)
 			n++
 		}

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"gastown/internal/errs"
+	"gastown/internal/git"
 	"gastown/internal/vault"
 )
 
@@ -409,6 +411,58 @@ func TestALockOfADeadProcessIsSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.candidate(t, tip, c)
+}
+
+func TestALockOfADeadProcessDoesNotKeepABeadsReferences(t *testing.T) {
+	t.Parallel()
+	w, tip := newWorld(t)
+	w.candidate(t, tip, w.agent(t, tip, "gt/nux/b-1", "a.txt", "x\n"))
+	dir, _ := w.Path(rig)
+	lock := filepath.Join(dir, "refs/gastown/merge/b-1/1.lock")
+	write(t, dir, "refs/gastown/merge/b-1/1.lock", "")
+	old := time.Now().Add(-time.Minute)
+	if err := os.Chtimes(lock, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.DropBead(t.Context(), rig, "b-1"); err != nil {
+		t.Fatal(err)
+	}
+	if refs, err := w.Refs(t.Context(), rig, "refs/gastown/merge/b-1"); err != nil || len(refs) > 0 {
+		t.Errorf("left: %v, %v", refs, err)
+	}
+}
+
+func TestALockThatAGitAtWorkMayHoldStays(t *testing.T) {
+	t.Parallel()
+	w, _ := newWorld(t)
+	dir, _ := w.Path(rig)
+	lock := filepath.Join(dir, "refs/heads/main.lock")
+	write(t, dir, "refs/heads/main.lock", "")
+	in, feed := io.Pipe()
+	atWork := make(chan error, 1)
+	now := time.Now()
+	w.Hub.now = func() time.Time { return now.Add(-time.Hour) } // when it began
+	go func() {
+		_, err := w.Do(t.Context(), dir, git.Cmd{Dir: dir, GitDir: dir, Args: []string{"update-ref", "--stdin"}, Stdin: in})
+		atWork <- err
+	}()
+	if _, err := feed.Write([]byte("\n")); err != nil { // it reads: it has begun
+		t.Fatal(err)
+	}
+	w.Hub.now = func() time.Time { return now.Add(time.Hour) }
+	if n := w.sweep(dir); n != 0 {
+		t.Errorf("%d locks were taken from a git at work", n)
+	}
+	if err := feed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-atWork // an empty line is no command: it fails
+	if n := w.sweep(dir); n != 1 {
+		t.Errorf("%d locks were swept after its end, want 1", n)
+	}
+	if _, err := os.Stat(lock); err == nil {
+		t.Error("the lock is still there")
+	}
 }
 
 func TestLeftoversOfADeadProcessAreSweptAtOpen(t *testing.T) {

@@ -146,7 +146,7 @@ func (h *Hub) Maintain(ctx context.Context, id ID) error {
 		return err
 	}
 	defer unlock()
-	_, err = h.git.Do(ctx, git.Cmd{Dir: dir, GitDir: dir, Args: []string{"gc", "--auto", "--quiet"}, Config: []git.Setting{
+	_, err = h.Do(ctx, dir, git.Cmd{Dir: dir, GitDir: dir, Args: []string{"gc", "--auto", "--quiet"}, Config: []git.Setting{
 		{Key: "gc.auto", Value: "2000"}, {Key: "gc.autoDetach", Value: "false"}, {Key: "gc.pruneExpire", Value: "2.weeks.ago"},
 	}})
 	return err

@@ -58,9 +58,9 @@ func (h *Hub) talk(ctx context.Context, r Remote, gitDir string, d time.Duration
 	if err != nil {
 		return git.Output{}, err
 	}
-	out, err := h.git.Do(ctx, c)
+	out, err := h.Do(ctx, gitDir, c)
 	if err != nil && gitDir != "" && LockedOut(err.Error()) && h.sweep(gitDir) > 0 {
-		out, err = h.git.Do(ctx, c)
+		out, err = h.Do(ctx, gitDir, c)
 	}
 	var exit *git.ExitError
 	if errors.As(err, &exit) {
