@@ -92,8 +92,8 @@ func (t *Town) limitHit(now Time, r *Run, stated Time, why string) {
 	until = min(until, now.Add(t.duration("limit.max_wait", nil, nil)))
 	if !again || until >= br.Until+1000 { // parallel requests are told nearly the same time
 		t.openLimit(now, subject, n, until, why)
-		if n == noticeFails && !again {
-			t.notify(now, "breaker.open", subject, "limited "+strconv.Itoa(n)+" times in a row: "+clip(plain(why, 500), 500))
+		if n >= noticeFails && !again {
+			t.escalate(now, CauseBreaker, subject, "limited "+strconv.Itoa(n)+" times in a row: "+clip(plain(why, 500), 500))
 		}
 	}
 	until = t.breakers[subject].Until

@@ -186,11 +186,13 @@ func TestALimitThatRepeatsWaitsLongerUntilSomethingWorks(t *testing.T) {
 	if br := d.town.breakers["provider/house"]; br.Fails != 8 {
 		t.Fatalf("%+v", br)
 	}
+	d.wantEscalations("breaker.open provider/house 4") // from the fifth time on, once
 	r := d.run("web-aaaaa")
 	d.do(ProviderWorks{Run: r.ID, Epoch: r.Epoch, Provider: "house"})
 	if d.town.breakers["provider/house"] != nil {
 		t.Fatal("success did not reset it")
 	}
+	d.wantEscalations()
 	d.limit("web-aaaaa", time.Minute)
 	d.limit("web-aaaaa", 2*time.Minute)
 	if br := d.town.breakers["provider/house"]; br.Fails != 1 || br.Until != At(d.now.Add(2*time.Minute)) {
