@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
@@ -36,59 +35,20 @@ func (d *Driver) runs(ctx context.Context, rec *record.Record) (bool, error) {
 	return s != nil && (s.Running || s.Paused || s.Restarting), nil
 }
 
-// Inspect implements sandbox.Driver.
-func (d *Driver) Inspect(ctx context.Context, ref sandbox.Ref) (sandbox.Status, error) {
-	if err := errors.Join(ref.Validate(false), ctx.Err()); err != nil {
-		return sandbox.Status{}, err
-	}
-	rec, err := d.book.Load(ref.Town)
-	if err != nil {
-		return sandbox.Status{}, err
-	}
-	if rec == nil || rec.Generation != ref.Generation {
-		ref.Driver = driverName
-		return sandbox.Status{Ref: ref, State: sandbox.Gone, ExitCode: -1, Reason: "not known here"}, nil
-	}
-	return d.status(ctx, rec)
+// look tells how containers are from their records.
+func (d *Driver) look() record.Look {
+	return record.Look{Book: d.book, Ref: refOf, Settled: d.settled, Runs: d.runs,
+		HowItEnded: func(ctx context.Context, rec *record.Record) (int, string) {
+			if code, reason, err := d.howItEnded(ctx, rec.Container); err == nil {
+				return code, reason
+			}
+			return -1, "ended just now or while no server watched"
+		}}
 }
 
-// status turns a record into what can be said of it now.
-func (d *Driver) status(ctx context.Context, rec *record.Record) (sandbox.Status, error) {
-	if rec.Phase == record.Starting {
-		unlock, ok, err := d.book.TryLock(rec.Town)
-		if err != nil {
-			return sandbox.Status{}, err
-		}
-		if !ok {
-			return sandbox.Status{Ref: refOf(*rec), State: sandbox.Unknown, ExitCode: -1, Reason: "is being started"}, nil
-		}
-		defer unlock()
-		now, err := d.settled(ctx, rec.Town)
-		if err != nil {
-			return sandbox.Status{}, err
-		}
-		if now != nil && now.Generation == rec.Generation {
-			rec = now
-		}
-	}
-	st := sandbox.Status{Ref: refOf(*rec), State: sandbox.Gone, StartedAt: rec.StartedAt, ExitedAt: rec.ExitedAt,
-		ExitCode: rec.ExitCode, Reason: rec.Reason}
-	if rec.Phase == record.Ended {
-		return st, nil
-	}
-	runs, err := d.runs(ctx, rec)
-	switch {
-	case err != nil:
-		st.State, st.ExitCode, st.Reason = sandbox.Unknown, -1, err.Error()
-	case runs:
-		st.State, st.Reason = sandbox.Running, "running"
-	default:
-		st.ExitedAt, st.ExitCode, st.Reason = time.Now().UTC(), -1, "ended just now or while no server watched"
-		if code, reason, err := d.howItEnded(ctx, rec.Container); err == nil {
-			st.ExitCode, st.Reason = code, reason
-		}
-	}
-	return st, nil
+// Inspect implements sandbox.Driver.
+func (d *Driver) Inspect(ctx context.Context, ref sandbox.Ref) (sandbox.Status, error) {
+	return d.look().Inspect(ctx, ref)
 }
 
 // List implements sandbox.Driver. Containers and disks without a record are
@@ -100,7 +60,7 @@ func (d *Driver) List(ctx context.Context) ([]sandbox.Status, error) {
 	}
 	known := map[string]sandbox.Status{}
 	for _, town := range towns {
-		known[town] = d.listed(ctx, town)
+		known[town] = d.look().Town(ctx, town)
 	}
 	found, err := d.containers(ctx, "")
 	if err != nil {
@@ -128,22 +88,6 @@ func (d *Driver) List(ctx context.Context) ([]sandbox.Status, error) {
 	}
 	slices.SortFunc(all, func(a, b sandbox.Status) int { return strings.Compare(a.Ref.Town, b.Ref.Town) })
 	return all, nil
-}
-
-func (d *Driver) listed(ctx context.Context, town string) sandbox.Status {
-	st := sandbox.Status{Ref: sandbox.Ref{Driver: driverName, Town: town}, State: sandbox.Gone, ExitCode: -1, Reason: "a disk without a record"}
-	rec, err := d.book.Load(town)
-	if err == nil && rec == nil {
-		return st
-	}
-	if err == nil {
-		var known sandbox.Status
-		if known, err = d.status(ctx, rec); err == nil {
-			return known
-		}
-	}
-	st.State, st.Reason = sandbox.Unknown, err.Error()
-	return st
 }
 
 // logTail is how many lines of an ended container are kept.

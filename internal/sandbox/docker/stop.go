@@ -22,7 +22,7 @@ func (d *Driver) Stop(ctx context.Context, ref sandbox.Ref, grace time.Duration)
 	if err := ref.Validate(false); err != nil {
 		return err
 	}
-	rec, err := d.ofGeneration(ctx, ref)
+	rec, err := d.look().OfGeneration(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -45,23 +45,6 @@ func (d *Driver) Stop(ctx context.Context, ref sandbox.Ref, grace time.Duration)
 		return d.removeContainer(ctx, name)
 	}
 	return d.finish(ctx, *rec)
-}
-
-// ofGeneration loads the settled record if it is about this generation, else nil.
-func (d *Driver) ofGeneration(ctx context.Context, ref sandbox.Ref) (*record.Record, error) {
-	rec, err := d.book.Load(ref.Town)
-	if err == nil && rec != nil && rec.Phase == record.Starting {
-		var unlock func()
-		if unlock, err = d.book.Lock(ctx, ref.Town); err != nil {
-			return nil, err
-		}
-		defer unlock()
-		rec, err = d.settled(ctx, ref.Town)
-	}
-	if err != nil || rec == nil || rec.Generation != ref.Generation {
-		return nil, err
-	}
-	return rec, nil
 }
 
 // signal sends a signal to a container; one that does not run needs none.

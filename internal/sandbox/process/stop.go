@@ -2,7 +2,6 @@ package process
 
 import (
 	"context"
-	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -14,58 +13,24 @@ import (
 	"gastown/internal/sandbox/record"
 )
 
-// Inspect implements sandbox.Driver.
-func (d *Driver) Inspect(ctx context.Context, ref sandbox.Ref) (sandbox.Status, error) {
-	if err := errors.Join(ref.Validate(false), ctx.Err()); err != nil {
-		return sandbox.Status{}, err
+// look tells how sandboxes are from their records.
+func (d *Driver) look() record.Look {
+	return record.Look{
+		Book: d.book, Ref: refOf,
+		Settled: func(_ context.Context, town string) (*record.Record, error) { return d.settled(town) },
+		Runs:    func(_ context.Context, rec *record.Record) (bool, error) { return d.runs(rec) },
+		HowItEnded: func(_ context.Context, rec *record.Record) (int, string) {
+			if rec.Boot != d.boot {
+				return -1, "the machine was restarted"
+			}
+			return -1, "ended just now or while no server watched"
+		},
 	}
-	rec, err := d.book.Load(ref.Town)
-	if err != nil {
-		return sandbox.Status{}, err
-	}
-	if rec == nil || rec.Generation != ref.Generation {
-		ref.Driver = driverName
-		return sandbox.Status{Ref: ref, State: sandbox.Gone, ExitCode: -1, Reason: "not known here"}, nil
-	}
-	return d.status(rec)
 }
 
-// status turns a record into what can be said of it now.
-func (d *Driver) status(rec *record.Record) (sandbox.Status, error) {
-	if rec.Phase == record.Starting {
-		unlock, ok, err := d.book.TryLock(rec.Town)
-		if err != nil {
-			return sandbox.Status{}, err
-		}
-		if !ok {
-			return sandbox.Status{Ref: refOf(*rec), State: sandbox.Unknown, ExitCode: -1, Reason: "is being started"}, nil
-		}
-		defer unlock()
-		now, err := d.settled(rec.Town)
-		if err != nil {
-			return sandbox.Status{}, err
-		}
-		if now != nil && now.Generation == rec.Generation {
-			rec = now
-		}
-	}
-	st := sandbox.Status{Ref: refOf(*rec), State: sandbox.Gone, StartedAt: rec.StartedAt, ExitedAt: rec.ExitedAt,
-		ExitCode: rec.ExitCode, Reason: rec.Reason}
-	if rec.Phase == record.Ended {
-		return st, nil
-	}
-	runs, err := d.runs(rec)
-	switch {
-	case err != nil:
-		st.State, st.ExitCode, st.Reason = sandbox.Unknown, -1, err.Error()
-	case runs:
-		st.State, st.Reason = sandbox.Running, "running"
-	case rec.Boot != d.boot:
-		st.ExitedAt, st.ExitCode, st.Reason = time.Now().UTC(), -1, "the machine was restarted"
-	default:
-		st.ExitedAt, st.ExitCode, st.Reason = time.Now().UTC(), -1, "ended just now or while no server watched"
-	}
-	return st, nil
+// Inspect implements sandbox.Driver.
+func (d *Driver) Inspect(ctx context.Context, ref sandbox.Ref) (sandbox.Status, error) {
+	return d.look().Inspect(ctx, ref)
 }
 
 // Stop implements sandbox.Driver. SIGTERM goes to the command only, which shuts
@@ -74,7 +39,7 @@ func (d *Driver) Stop(ctx context.Context, ref sandbox.Ref, grace time.Duration)
 	if err := ref.Validate(false); err != nil {
 		return err
 	}
-	rec, err := d.ofGeneration(ctx, ref)
+	rec, err := d.look().OfGeneration(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -104,23 +69,6 @@ func (d *Driver) Stop(ctx context.Context, ref sandbox.Ref, grace time.Duration)
 		}
 	}
 	return d.recordEnd(ctx, keyOf(*rec), -1, "stopped")
-}
-
-// ofGeneration loads the settled record if it is about this generation, else nil.
-func (d *Driver) ofGeneration(ctx context.Context, ref sandbox.Ref) (*record.Record, error) {
-	rec, err := d.book.Load(ref.Town)
-	if err == nil && rec != nil && rec.Phase == record.Starting {
-		var unlock func()
-		if unlock, err = d.book.Lock(ctx, ref.Town); err != nil {
-			return nil, err
-		}
-		defer unlock()
-		rec, err = d.settled(ref.Town)
-	}
-	if err != nil || rec == nil || rec.Generation != ref.Generation {
-		return nil, err
-	}
-	return rec, nil
 }
 
 // awaitGone waits until the command has ended, at most for grace. Only the end
@@ -164,7 +112,7 @@ func (d *Driver) List(ctx context.Context) ([]sandbox.Status, error) {
 			return nil, errs.Wrap(errs.Unavailable, err, "sandbox: list sandboxes")
 		}
 		if e.IsDir() && sandbox.ValidTown(e.Name()) {
-			st := d.listed(e.Name())
+			st := d.look().Town(ctx, e.Name())
 			recorded[e.Name()] = st.Ref.Generation > 0
 			all = append(all, st)
 		}
@@ -186,23 +134,6 @@ func (d *Driver) List(ctx context.Context) ([]sandbox.Status, error) {
 	}
 	slices.SortFunc(all, func(a, b sandbox.Status) int { return strings.Compare(a.Ref.Town, b.Ref.Town) })
 	return all, nil
-}
-
-func (d *Driver) listed(town string) sandbox.Status {
-	st := sandbox.Status{Ref: sandbox.Ref{Driver: driverName, Town: town}, State: sandbox.Gone, ExitCode: -1,
-		Reason: "a disk without a record"}
-	rec, err := d.book.Load(town)
-	if err == nil && rec == nil {
-		return st
-	}
-	if err == nil {
-		var known sandbox.Status
-		if known, err = d.status(rec); err == nil {
-			return known
-		}
-	}
-	st.State, st.Reason = sandbox.Unknown, err.Error()
-	return st
 }
 
 // Remove implements sandbox.Driver.
