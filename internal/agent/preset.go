@@ -49,6 +49,7 @@ type Preset struct {
 	Env         map[string]string
 	Model       ModelConfig
 	Permissions PermissionPolicy
+	Traits
 	Mode        string        // of the session, set after it is opened; "" leaves the agent's own
 	InitTimeout time.Duration // for initialize; default 30 s
 	// SessionTimeout is for session/new and session/load; default 60 s.
@@ -56,6 +57,45 @@ type Preset struct {
 	// CancelTimeout is how long a cancelled turn may take to answer; default 10 s.
 	CancelTimeout time.Duration
 }
+
+// Traits are what people, and the runner, must know of an agent.
+type Traits struct {
+	// VersionArgs make Command print its version and exit; none when it has no
+	// such option.
+	VersionArgs []string
+	// SharedSessions says that one process of the agent may hold several sessions,
+	// each with its own working directory, tools and place in its configuration.
+	// What such sessions know of each other: see ShareNote.
+	SharedSessions bool
+	// ProcessPerRun gives each run a process of its own all the same. The setting
+	// process_per_run does so for a town or a rig.
+	ProcessPerRun bool
+	// Resume is what a run goes on from after its agent died: ResumeSession or
+	// ResumeCheckpoint.
+	Resume string
+	// Usage is what the agent itself tells of the tokens it used, one of UsageNone,
+	// UsageLast and UsageExact. The server counts for itself what goes through it.
+	Usage string
+}
+
+// The values of Traits.Resume.
+const (
+	ResumeSession    = "session"    // its own session is loaded, where it has one
+	ResumeCheckpoint = "checkpoint" // a new session, on the work of the last checkpoint
+)
+
+// The values of Traits.Usage.
+const (
+	UsageNone  = "none"
+	UsageLast  = "last"  // of its last call only
+	UsageExact = "exact" // of all calls
+)
+
+// Shares reports whether runs may share a process of this agent.
+func (t Traits) Shares() bool { return t.SharedSessions && !t.ProcessPerRun }
+
+// ShareNote is what people must know of agents whose runs share a process.
+const ShareNote = "Secrets of runs that share a process are readable by each other: they say who used what, they keep nothing apart. process_per_run = true separates them."
 
 // ModelConfig is how an agent is told where its model is.
 type ModelConfig struct {
@@ -103,6 +143,11 @@ type presetFile struct {
 	InitTimeout    string            `toml:"init_timeout"`
 	SessionTimeout string            `toml:"session_timeout"`
 	CancelTimeout  string            `toml:"cancel_timeout"`
+	VersionArgs    []string          `toml:"version_args"`
+	SharedSessions bool              `toml:"shared_sessions"`
+	ProcessPerRun  bool              `toml:"process_per_run"`
+	Resume         string            `toml:"resume"`
+	Usage          string            `toml:"usage"`
 	Model          struct {
 		Kind          string            `toml:"kind"`
 		NeedsProvider bool              `toml:"needs_provider"`
@@ -223,6 +268,8 @@ func (f presetFile) preset() (Preset, error) {
 		Command: f.Command, Args: f.Args, Env: f.Env, Mode: f.Mode,
 		Model:       ModelConfig{Kind: f.Model.Kind, NeedsProvider: f.Model.NeedsProvider, Wire: cmp.Or(f.Model.Wire, api.WireChat), Env: f.Model.Env},
 		Permissions: PermissionPolicy{Kinds: map[string]Decision{}},
+		Traits: Traits{VersionArgs: f.VersionArgs, SharedSessions: f.SharedSessions, ProcessPerRun: f.ProcessPerRun,
+			Resume: cmp.Or(f.Resume, ResumeSession), Usage: cmp.Or(f.Usage, UsageNone)},
 	}
 	if !regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`).MatchString(p.Name) {
 		return p, fmt.Errorf("name: %q is not a lower-case name of at most 32 letters, digits, - and _", clip(p.Name, 64))
@@ -233,10 +280,13 @@ func (f presetFile) preset() (Preset, error) {
 	if strings.ContainsRune(p.Command, '/') && !filepath.IsAbs(p.Command) {
 		return p, fmt.Errorf("command: %q must be a name in PATH or an absolute path", clip(p.Command, 128))
 	}
-	for _, s := range append(slices.Clone(p.Args), p.Command) {
+	for _, s := range slices.Concat(p.Args, p.VersionArgs, []string{p.Command}) {
 		if strings.ContainsRune(s, 0) {
 			return p, errors.New("command or args: contains a NUL byte")
 		}
+	}
+	if err := p.Traits.check(); err != nil {
+		return p, err
 	}
 	if err := checkEnv("env", p.Env); err != nil {
 		return p, err
@@ -260,6 +310,19 @@ func (f presetFile) preset() (Preset, error) {
 		*t.to = d
 	}
 	return p, p.Permissions.fill(f.Permissions)
+}
+
+func (t Traits) check() error {
+	if t.Resume != ResumeSession && t.Resume != ResumeCheckpoint {
+		return fmt.Errorf("resume: %q is neither %q nor %q", clip(t.Resume, 64), ResumeSession, ResumeCheckpoint)
+	}
+	if t.Usage != UsageNone && t.Usage != UsageLast && t.Usage != UsageExact {
+		return fmt.Errorf("usage: %q is none of %q, %q, %q", clip(t.Usage, 64), UsageNone, UsageLast, UsageExact)
+	}
+	if t.ProcessPerRun && !t.SharedSessions {
+		return errors.New("process_per_run: without shared_sessions each run has a process of its own anyway")
+	}
+	return nil
 }
 
 func timeout(s string, def time.Duration) (time.Duration, error) {

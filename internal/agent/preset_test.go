@@ -29,6 +29,13 @@ func TestBuiltInPresetsLoad(t *testing.T) {
 	if !oc.Model.NeedsProvider || oc.InitTimeout != time.Minute || oc.InstallHint == "" {
 		t.Errorf("opencode: %+v", oc)
 	}
+	if !oc.Shares() || ps["claude"].Shares() || ps["codex"].Shares() {
+		t.Error("opencode alone holds several sessions in one process")
+	}
+	oc.ProcessPerRun = true
+	if oc.Shares() {
+		t.Error("process_per_run does not separate")
+	}
 	if _, err := ps.Get("nobody"); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "opencode, scripted") {
 		t.Errorf("unknown preset: %v", err)
 	}
@@ -124,6 +131,9 @@ func TestBadPresetsSayFileAndKey(t *testing.T) {
 		"unknown decision":      {ok + none + "[permissions]\nread = \"ask\"\n", "permissions.read:"},
 		"timeout":               {ok + "init_timeout = \"soon\"\n" + none, "init_timeout:"},
 		"timeout too long":      {ok + "init_timeout = \"200h\"\n" + none, "init_timeout:"},
+		"kind of resume":        {ok + "resume = \"prayer\"\n" + none, "resume:"},
+		"kind of usage":         {ok + "usage = \"some\"\n" + none, "usage:"},
+		"apart from nobody":     {ok + "process_per_run = true\n" + none, "process_per_run:"},
 		"variable name":         {ok + none + "[env]\n\"A=B\" = \"x\"\n", "env:"},
 	} {
 		t.Run(name, func(t *testing.T) {

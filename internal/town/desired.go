@@ -40,7 +40,7 @@ func (t *Town) Desired() Desired {
 func (t *Town) desiredRun(r *Run) DesiredRun {
 	b, rig := t.beads[r.Bead], t.rigs[r.Rig]
 	d := DesiredRun{ID: r.ID, Bead: r.Bead, Epoch: r.Epoch, Role: r.Role, Rig: r.Rig, Agent: r.Agent, Preset: r.Preset, Provider: r.Provider,
-		Model: r.Model, Branch: r.Branch, Base: r.Base, Start: r.Start, Nudges: r.Nudges, Verdict: r.Verdict, Stop: r.Stop,
+		Model: r.Model, OwnProcess: r.OwnProcess, Branch: r.Branch, Base: r.Base, Start: r.Start, Nudges: r.Nudges, Verdict: r.Verdict, Stop: r.Stop,
 		TimeLimitMS: int64(t.duration("run.time_limit", b, rig) / time.Millisecond), TurnNudges: t.number("run.turn_nudges", b, rig)}
 	if b != nil {
 		d.Resume, d.ResumeRef, d.Session = b.Checkpoint, b.CheckpointRef, sessionOf(b, r)

@@ -38,6 +38,7 @@ type DesiredRun struct {
 	Preset      string  `json:"preset"`
 	Provider    string  `json:"provider,omitempty"`
 	Model       string  `json:"model,omitempty"`
+	OwnProcess  bool    `json:"own_process,omitempty"` // no other run may share its agent's process
 	Branch      string  `json:"branch"`
 	Base        string  `json:"base"`                 // the commit that the work must descend from
 	Start       string  `json:"start"`                // the commit to begin at

@@ -30,6 +30,7 @@ type Run struct {
 	Preset     string   `json:"preset"`
 	Provider   string   `json:"provider,omitempty"`
 	Model      string   `json:"model,omitempty"`
+	OwnProcess bool     `json:"own_process,omitempty"` // it shares no agent process with another run
 	State      RunState `json:"state"`
 	Generation int64    `json:"generation,omitempty"` // of the sandbox that runs it; 0 before one does
 	Base       string   `json:"base"`

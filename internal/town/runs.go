@@ -37,7 +37,7 @@ func (t *Town) startRun(b *Bead, r *Rig, now Time) {
 		b.Refs = true
 	})
 	run := &Run{ID: b.currentRun(), Bead: b.ID, Rig: r.Name, Epoch: b.Epoch, Role: RolePolecat, Agent: a.Name,
-		Preset: t.text("agent", b, r), Provider: t.text("provider", b, r), Model: t.text("model", b, r),
+		Preset: t.text("agent", b, r), Provider: t.text("provider", b, r), Model: t.text("model", b, r), OwnProcess: t.text("process_per_run", b, r) == "true",
 		State: RunStarting, Spent: Spend{Runs: 1}, Base: b.Base, Start: cmp.Or(b.Start, b.Base), Branch: b.Branch, CreatedAt: now}
 	run.Told = t.told(b, run)
 	if t.info.Sandbox.State == SandboxAwake {

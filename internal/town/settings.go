@@ -107,6 +107,7 @@ var table = []Setting{
 	{"notify.url", "", townUp, "webhook for events that need a person", kindURL, 0, 0},
 	{"polecats.per_rig", "4", rigUp, "runs at once on one rig", kindInt, 0, 1000},
 	{"polecats.per_town", "16", townUp, "runs at once in one town", kindInt, 0, 1000},
+	{"process_per_run", "false", everywhere, "each run gets an agent process of its own, even of agents that can serve several runs with one", kindBool, 0, 0},
 	{"provider", "", everywhere, "model provider for agents that need one", kindString, 0, 0},
 	{"run.time_limit", "2h", everywhere, "longest time of one run", kindDuration, 1000, ms(7 * day)},
 	{"run.turn_nudges", "2", everywhere, "reminders to an agent that ends its turn without a verdict", kindInt, 0, 10},
