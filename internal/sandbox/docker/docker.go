@@ -4,7 +4,7 @@
 //
 // Names and labels, where <root> is a hash of the driver's root directory:
 //
-//	container  gastown-<root>-<town>.<generation>   labels gastown.root, gastown.town, gastown.generation
+//	container  gastown-<root>-<town>.<generation>   labels gastown.root, gastown.town, gastown.generation, gastown.image
 //	volume     gastown-<root>-<town>                mounted at /town; the same labels without a generation
 //	<root directory>/<town>/gen.json                the record, see package record
 //	<root directory>/<town>/runner.log              the end of what the last container said
@@ -31,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -48,6 +49,7 @@ const (
 	labelRoot       = "gastown.root"
 	labelTown       = "gastown.town"
 	labelGeneration = "gastown.generation"
+	labelImage      = "gastown.image" // by digest or id
 )
 
 // Disk is where the town's disk is inside a container.
@@ -136,12 +138,37 @@ func (d *Driver) check(ctx context.Context) error {
 		return errs.New(errs.Unavailable, "sandbox: the container engine does not answer: %v", err).
 			WithHint("start Docker or Podman, or name its socket in DOCKER_HOST")
 	}
-	_, err := d.api.ImageInspect(ctx, d.cfg.Image)
+	_, err := d.image(ctx)
+	return err
+}
+
+// image is what the configured name stands for now: its digest where it came from
+// a registry, else its id. A container made from that is of this very image,
+// whatever the name means a moment later.
+func (d *Driver) image(ctx context.Context) (string, error) {
+	got, err := d.api.ImageInspect(ctx, d.cfg.Image)
 	if cerrdefs.IsNotFound(err) {
-		return errs.New(errs.Invalid, "sandbox: the container engine has no image %q", d.cfg.Image).
+		return "", errs.New(errs.Invalid, "sandbox: the container engine has no image %q", d.cfg.Image).
 			WithHint("build it with 'make image', or pull it and name it with --image")
 	}
-	return errs.Wrap(errs.Unavailable, err, "sandbox: look for the image")
+	if err != nil {
+		return "", errs.Wrap(errs.Unavailable, err, "sandbox: look for the image")
+	}
+	return pinned(d.cfg.Image, got.ID, got.RepoDigests), nil
+}
+
+// pinned chooses the digest of the repository that was asked for.
+func pinned(name, id string, digests []string) string {
+	repository, _, _ := strings.Cut(name, "@")
+	if i := strings.LastIndex(repository, ":"); i > strings.LastIndex(repository, "/") {
+		repository = repository[:i]
+	}
+	for _, d := range digests {
+		if of, _, ok := strings.Cut(d, "@"); ok && of == repository {
+			return d
+		}
+	}
+	return id
 }
 
 // Close ends the watching. Containers go on.

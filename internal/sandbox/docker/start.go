@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -77,6 +76,10 @@ func (d *Driver) clearOlder(ctx context.Context, spec sandbox.Spec) error {
 // launch runs both phases of a start. Under the town's lock. What it began it
 // finishes or takes back, even when ctx ends.
 func (d *Driver) launch(ctx context.Context, spec sandbox.Spec, old *record.Record) (sandbox.Ref, error) {
+	image, err := d.image(ctx)
+	if err != nil {
+		return sandbox.Ref{}, err
+	}
 	dir := d.book.Dir(spec.Town)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return sandbox.Ref{}, errs.Wrap(errs.Unavailable, err, "sandbox: make the directory of town %s", spec.Town)
@@ -97,12 +100,8 @@ func (d *Driver) launch(ctx context.Context, spec sandbox.Spec, old *record.Reco
 		}
 		return errors.Join(err, d.book.Restore(spec.Town, old))
 	}
-	created, err := d.api.ContainerCreate(ctx, d.options(spec))
+	created, err := d.api.ContainerCreate(ctx, d.options(spec, image))
 	if err != nil {
-		if cerrdefs.IsNotFound(err) {
-			err = errs.New(errs.Invalid, "sandbox: the container engine has no image %q", d.cfg.Image).
-				WithHint("build it with 'make image', or pull it and name it with --image")
-		}
 		return sandbox.Ref{}, takeBack(engineError(err, "sandbox: create the container of town %s", spec.Town))
 	}
 	if err := d.handOver(ctx, created.ID, spec); err != nil {
@@ -114,7 +113,7 @@ func (d *Driver) launch(ctx context.Context, spec sandbox.Spec, old *record.Reco
 		defer cancel()
 		return sandbox.Ref{}, errors.Join(err, d.removeContainer(end, created.ID))
 	}
-	d.log.Info("sandbox started", "town", spec.Town, "generation", spec.Generation, "container", created.ID[:12])
+	d.log.Info("sandbox started", "town", spec.Town, "generation", spec.Generation, "container", created.ID[:12], "image", image)
 	return refOf(rec), nil
 }
 
@@ -191,9 +190,9 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 // and end the command as another user, which has none.
 var capabilities = []string{"CHOWN", "KILL", "SETGID", "SETUID"}
 
-func (d *Driver) options(spec sandbox.Spec) client.ContainerCreateOptions {
+func (d *Driver) options(spec sandbox.Spec, image string) client.ContainerCreateOptions {
 	labels := d.labels(spec.Town)
-	labels[labelGeneration] = strconv.FormatInt(spec.Generation, 10)
+	labels[labelGeneration], labels[labelImage] = strconv.FormatInt(spec.Generation, 10), image
 	env := append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, spec.Env...)
 	env = append(env, "HOME="+Disk+"/home", "TMPDIR="+Disk+"/tmp", sandbox.EnvDisk+"="+Disk,
 		sandbox.EnvSandbox+"="+d.hash+":"+spec.Town+":"+labels[labelGeneration])
@@ -223,7 +222,7 @@ func (d *Driver) options(spec sandbox.Spec) client.ContainerCreateOptions {
 	return client.ContainerCreateOptions{
 		Name: d.name(spec.Town, spec.Generation),
 		Config: &container.Config{
-			Image: d.cfg.Image, Hostname: spec.Town, User: "0:0", WorkingDir: Disk, Env: env, Labels: labels,
+			Image: image, Hostname: spec.Town, User: "0:0", WorkingDir: Disk, Env: env, Labels: labels,
 			Entrypoint: d.cfg.Init, Cmd: append([]string{"--"}, spec.Command...),
 			OpenStdin: true, StdinOnce: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
 		},
