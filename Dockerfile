@@ -31,7 +31,7 @@ RUN for a in ${AGENTS}; do \
     && if [ $# -gt 0 ]; then npm install --global "$@"; fi \
     && npm cache clean --force && rm -rf /tmp/agents /root/.npm
 # node:*-slim has a user 1000 of its own, "node"; the runner is 1000, agents have others.
-RUN usermod --login runner --home /town/home --no-create-home node && groupmod --new-name runner node \
+RUN usermod --login runner --home /town/home node && groupmod --new-name runner node \
     && mkdir /town
 COPY --from=build /gastown /usr/local/bin/gastown
 RUN ln -s /usr/local/bin/gastown /usr/local/bin/gt
