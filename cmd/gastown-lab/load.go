@@ -20,7 +20,7 @@ const loadUsage = `usage: gastown-lab load <what> [flags]
 
 what:
   idle     what a server with many sleeping towns costs, and how fast it is back after a crash
-  wake     from sling to the agent's process, asleep and awake
+  wake     from sling to the agent's process, asleep and awake; what follows -- goes to gastown serve, as --sandbox docker
   create   durable bead creations per second over HTTP
   memory   what an awake town with 8 runs costs the server in memory
   recover  a server with awake towns is killed: how soon the next one has them all again
@@ -80,7 +80,7 @@ func runLoad(args []string, out, errOut io.Writer) int {
 		}
 		return 2
 	}
-	if f.set.NArg() > 0 {
+	if f.set.NArg() > 0 && args[0] != "wake" {
 		fmt.Fprintf(errOut, "gastown-lab load %s: unexpected %q\n", args[0], f.set.Arg(0))
 		return 2
 	}
@@ -161,7 +161,8 @@ func loadWake(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
 		if err := errors.Join(within("towns", *towns, 1, 100_000), within("concurrent", *concurrent, 1, 100), within("files", *files, 1, 100_000)); err != nil {
 			return nil, err
 		}
-		return lab.MeasureWake(ctx, lab.WakeOptions{Place: p, Towns: *towns, Concurrent: *concurrent, Files: *files, Note: f.note})
+		return lab.MeasureWake(ctx, lab.WakeOptions{Place: p, Towns: *towns, Concurrent: *concurrent, Files: *files,
+			Args: f.set.Args(), Note: f.note})
 	}
 }
 
