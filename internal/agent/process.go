@@ -59,7 +59,11 @@ func (a *Agent) spawn(env []string) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = pipes[0], pipes[3], pipes[5]
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	a.spawned = time.Now()
-	if err := cmd.Start(); err != nil {
+	start := (*exec.Cmd).Start
+	if a.spec.Start != nil {
+		start = func(c *exec.Cmd) error { return a.spec.Start(c) }
+	}
+	if err := start(cmd); err != nil {
 		closeAll()
 		if errors.Is(err, fs.ErrNotExist) {
 			return errs.Wrap(errs.NotFound, err, "start agent %s", p.Name)
@@ -126,6 +130,9 @@ func (a *Agent) supervise() {
 	a.reaped = true
 	a.groupMu.Unlock()
 	left := sweep(a.pid, a.cookie, a.strays, goneTimeout)
+	if a.spec.Sweep != nil {
+		left += a.spec.Sweep(goneTimeout)
+	}
 
 	drained := make(chan struct{})
 	go func() { a.readers.Wait(); close(drained) }()

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"io"
+	"os/exec"
 	"time"
 )
 
@@ -84,4 +85,10 @@ type Spec struct {
 	LoadSession string
 	// SelfExe is the path of this program, for presets whose command is SelfCommand.
 	SelfExe string
+	// Start starts the agent's process, in place of cmd.Start: as another user, in a
+	// wrapper, with limits. It may be nil.
+	Start func(cmd *exec.Cmd) error
+	// Sweep ends what the agent left where Start put it, and returns how many
+	// processes live after the timeout; nil: they are found by a mark.
+	Sweep func(timeout time.Duration) int
 }

@@ -19,6 +19,7 @@ import (
 	"gastown/internal/app"
 	"gastown/internal/errs"
 	"gastown/internal/runner"
+	"gastown/internal/runner/apart"
 	"gastown/internal/runner/wire"
 	"gastown/internal/sandbox"
 	"gastown/internal/sandbox/inside"
@@ -273,7 +274,12 @@ func (a *invocation) sandboxInitCmd() *cobra.Command {
 
 // runnerCmd is what runs inside a sandbox; it is not meant for people.
 func (a *invocation) runnerCmd() *cobra.Command {
+	var separation string
 	cmd := a.command("runner", "Run agents inside a sandbox; started by the server", func(ctx context.Context, _ []string) error {
+		kind, err := apart.ParseKind(separation)
+		if err != nil {
+			return err
+		}
 		log, err := newLogger(runner.CapLog(a.env.Err), "info", "text")
 		if err != nil {
 			return err
@@ -291,8 +297,9 @@ func (a *invocation) runnerCmd() *cobra.Command {
 			return errs.Wrap(errs.Internal, err, "finding this program")
 		}
 		return runner.Main(ctx, runner.Config{Server: a.env.Getenv(wire.EnvServer), Disk: a.env.Getenv(wire.EnvDisk), Token: token,
-			SelfExe: self, Version: a.version(), PresetDir: a.env.Getenv(app.EnvPresets), Log: log})
+			SelfExe: self, Version: a.version(), PresetDir: a.env.Getenv(app.EnvPresets), Apart: kind, Log: log})
 	})
+	cmd.Flags().StringVar(&separation, "apart", string(apart.None), "what keeps agents apart from each other and the runner: "+strings.Join(apart.Kinds(), ", "))
 	cmd.Hidden = true
 	return cmd
 }

@@ -121,6 +121,9 @@ type Cmd struct {
 	Stdout   io.Writer // nil: kept, up to MaxOut, and returned
 	MaxOut   int64     // bytes; 0 means DefaultMaxOut
 	Truncate bool      // at MaxOut stop git and return what there is, instead of failing
+	// Start starts the process in place of cmd.Start, as another user or in a
+	// wrapper; nil for none. The rest of the contract stays Do's.
+	Start func(cmd *exec.Cmd) error
 }
 
 // Output is what a call printed.
@@ -198,7 +201,11 @@ func (g *Git) Do(ctx context.Context, c Cmd) (Output, error) {
 	if c.Stdout != nil {
 		cmd.Stdout = c.Stdout
 	}
-	if err := cmd.Start(); err != nil {
+	start := c.Start
+	if start == nil {
+		start = (*exec.Cmd).Start
+	}
+	if err := start(cmd); err != nil {
 		if ctx.Err() != nil {
 			return Output{}, errs.Wrap(errs.Unavailable, ctx.Err(), "git %s was stopped", name)
 		}

@@ -11,6 +11,7 @@ import (
 
 	"gastown/internal/agent"
 	"gastown/internal/errs"
+	"gastown/internal/runner/apart"
 )
 
 // Config says how to run. Server, Disk and Token are required.
@@ -30,7 +31,9 @@ type Config struct {
 	Presets   agent.Presets
 	PresetDir string
 	// Start starts agents; nil means agent.Launch.
-	Start  agent.Starter
+	Start agent.Starter
+	// Apart is what stands between runs, and between them and the runner; "" is apart.None.
+	Apart  apart.Kind
 	Log    *slog.Logger // nil: slog.Default()
 	Timing Timing
 }

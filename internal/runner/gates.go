@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"gastown/internal/errs"
+	"gastown/internal/runner/apart"
 	"gastown/internal/runner/wire"
 	"gastown/internal/town"
 )
@@ -86,10 +87,19 @@ func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.Gat
 		return nil, err
 	}
 	defer r.tidy(w)
+	cell, err := r.apart.Enter(w.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := cell.Leave(); err != nil {
+			r.log.Error("what a gate started did not end", "bead", j.Bead, "err", err)
+		}
+	}()
 	results := []town.GateRun{}
 	for _, g := range j.Gates {
 		logPath := filepath.Join(r.dir("logs/gates"), id+"-"+fileName(g.Name)+".log")
-		res, err := runGate(ctx, w.dir, g, logPath)
+		res, err := runGate(ctx, cell, w.dir, g, logPath)
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +113,7 @@ func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.Gat
 
 // runGate runs one command in dir and kills everything that it started, when
 // it ends or at its limit. An error means that it could not be started.
-func runGate(ctx context.Context, dir string, g town.GateLimit, logPath string) (town.GateRun, error) {
+func runGate(ctx context.Context, cell apart.Cell, dir string, g town.GateLimit, logPath string) (town.GateRun, error) {
 	res := town.GateRun{Name: g.Name}
 	out, err := newGateLog(logPath)
 	if err != nil {
@@ -123,7 +133,7 @@ func runGate(ctx context.Context, dir string, g town.GateLimit, logPath string) 
 	// keeps the pipe open is killed below.
 	cmd.WaitDelay = time.Second
 	begin := time.Now()
-	if err := cmd.Start(); err != nil {
+	if err := cell.Start(cmd); err != nil {
 		return res, errors.Join(errs.Wrap(errs.Unavailable, err, "starting gate %s", g.Name), out.close())
 	}
 	timer := time.NewTimer(limit)
@@ -136,10 +146,11 @@ func runGate(ctx context.Context, dir string, g town.GateLimit, logPath string) 
 		res.TimedOut = true
 	case <-ctx.Done():
 	}
-	killAll(cmd.Process.Pid, marker)
+	end := func() { killAll(cmd.Process.Pid, marker); cell.Sweep(2 * time.Second) }
+	end()
 	if res.TimedOut || ctx.Err() != nil {
 		err = <-ended
-		killAll(cmd.Process.Pid, marker) // what was born meanwhile
+		end() // what was born meanwhile
 	}
 	res.Millis = time.Since(begin).Milliseconds()
 	res.ExitCode = cmd.ProcessState.ExitCode()

@@ -12,6 +12,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/git"
+	"gastown/internal/runner/apart"
 	"gastown/internal/town"
 )
 
@@ -30,6 +31,7 @@ type Runner struct {
 	log         *slog.Logger
 	api         *api
 	rigs        *rigs
+	apart       *apart.Keeper
 	spares      *spares
 	outbox      *outbox
 	transcripts *transcripts
@@ -127,7 +129,11 @@ func greet(ctx context.Context, a *api, cfg Config, stream string) (town.Desired
 }
 
 func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
-	r := &Runner{cfg: cfg, log: cfg.Log, api: a, beats: make(chan time.Duration, 1), diskLost: make(chan struct{}, 1),
+	keeper, err := apart.New(cfg.Apart)
+	if err != nil {
+		return nil, err
+	}
+	r := &Runner{apart: keeper, cfg: cfg, log: cfg.Log, api: a, beats: make(chan time.Duration, 1), diskLost: make(chan struct{}, 1),
 		runs: map[runKey]*run{}, gates: map[gateKey]*gateRun{}}
 	for _, d := range []string{"tmp", "outbox"} {
 		// Leftovers of an older boot: its reports are of a generation that is over.
@@ -140,7 +146,6 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 			return nil, errs.Wrap(errs.Unavailable, err, "the sandbox's disk")
 		}
 	}
-	var err error
 	if r.outbox, err = newOutbox(filepath.Join(r.dir("outbox"), stream), stream, r.log); err != nil {
 		return nil, err
 	}

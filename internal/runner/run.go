@@ -13,6 +13,7 @@ import (
 
 	"gastown/internal/agent"
 	"gastown/internal/errs"
+	"gastown/internal/runner/apart"
 	"gastown/internal/town"
 )
 
@@ -89,6 +90,7 @@ type run struct {
 	accepted town.VerdictKind // the verdict that the server took
 	nudges   []town.Nudge     // not delivered
 	nudged   int              // number of the last one taken over
+	cell     apart.Cell       // where its processes live; nil until it is prepared
 	tree     *worktree
 	saver    *checkpointer
 	session  agent.Session
@@ -261,8 +263,13 @@ func (n *run) prepare() error {
 	if err != nil {
 		return err
 	}
+	cell, err := n.r.apart.Enter(dir)
+	if err != nil {
+		return err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.cell = cell
 	n.tree = w
 	n.saver = &checkpointer{
 		tree: w, run: d.ID, epoch: d.Epoch, start: d.Start, author: n.rig.Author,
@@ -290,7 +297,7 @@ func (n *run) start() (agent.Session, error) {
 		Env: append(toolEnv(), "GASTOWN_RUN="+d.ID, "GASTOWN_BEAD="+d.Bead, "GASTOWN_RIG="+d.Rig),
 		MCP: []agent.MCPServer{{Name: "gastown", URL: n.r.loopback.base + "/mcp/" + d.ID,
 			Headers: map[string]string{"Authorization": "Bearer " + n.secret}}},
-		OnEvent: n.event,
+		OnEvent: n.event, Start: n.cell.Start, Sweep: n.cell.Sweep,
 	}
 	if d.Provider != "" {
 		spec.Model = &agent.Model{Provider: d.Provider, BaseURL: n.r.loopback.base + "/model/" + d.ID, Key: n.secret, Name: d.Model}
@@ -352,6 +359,7 @@ func (n *run) finish(end ending) {
 		saver.close()
 	}
 	n.r.loopback.expel(n.tenant)
+	n.leave()
 	if !save {
 		n.r.tidy(n.tree) // what is in it is elsewhere too
 	}
@@ -362,6 +370,19 @@ func (n *run) finish(end ending) {
 	n.story("ended", strings.TrimSpace(string(end.outcome)+" "+end.reason))
 	n.r.outbox.add(town.Report{Kind: town.ReportEnded, Run: n.key.id, Epoch: n.key.epoch,
 		Outcome: end.outcome, Class: end.class, Reason: end.reason, Subject: end.subject, WaitMS: end.waitMS})
+}
+
+// leave ends what is left of the run's processes.
+func (n *run) leave() {
+	n.mu.Lock()
+	cell := n.cell
+	n.mu.Unlock()
+	if cell == nil {
+		return
+	}
+	if err := cell.Leave(); err != nil {
+		n.log.Error("what a run started did not end", "err", err)
+	}
 }
 
 // save makes a checkpoint and tells of it. A failure (false) is told, not

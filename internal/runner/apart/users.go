@@ -1,0 +1,264 @@
+//go:build linux
+
+package apart
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"gastown/internal/errs"
+)
+
+// The users of cells, and their groups, which have the same numbers. Nobody else
+// in a sandbox has one of them.
+const (
+	firstUser = 10001
+	lastUser  = 19999
+)
+
+const (
+	// leaveTimeout bounds the wait for the processes of a cell to disappear.
+	leaveTimeout = 10 * time.Second
+	// holdTimeout is how long a sweep waits for the runner's own calls.
+	holdTimeout = 5 * time.Second
+)
+
+// users gives each cell a user of its own.
+type users struct {
+	uid, gid int // the runner's
+
+	mu   sync.Mutex // guards the fields below
+	used map[int]bool
+	next int
+}
+
+func newUsers() (*users, error) {
+	if err := settleCaps(); err != nil {
+		return nil, err
+	}
+	return &users{uid: os.Getuid(), gid: os.Getgid(), used: map[int]bool{}, next: firstUser}, nil
+}
+
+func (u *users) enter(like []string) (Cell, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, path := range like {
+		if uid := ownerOf(path); uid >= firstUser && uid <= lastUser && !u.used[uid] {
+			return u.takeLocked(uid), nil
+		}
+	}
+	for range lastUser - firstUser + 1 {
+		uid := u.next
+		if u.next++; u.next > lastUser {
+			u.next = firstUser
+		}
+		if !u.used[uid] {
+			return u.takeLocked(uid), nil
+		}
+	}
+	return nil, errs.New(errs.Unavailable, "no user is free for another run")
+}
+
+func (u *users) takeLocked(uid int) *userCell {
+	u.used[uid] = true
+	return &userCell{of: u, uid: uid, rooms: map[string]bool{}}
+}
+
+// ownerOf is the user of a path itself, -1 when there is none.
+func ownerOf(path string) int {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return -1
+	}
+	return owner(st)
+}
+
+func owner(st fs.FileInfo) int {
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return int(sys.Uid)
+	}
+	return -1
+}
+
+// userCell is the cell of kind UID.
+type userCell struct {
+	of  *users
+	uid int
+
+	mu    sync.Mutex // guards the fields below
+	rooms map[string]bool
+	held  int
+	idle  chan struct{} // closed when held gets 0; nil when nobody waits
+	left  bool
+}
+
+// Start implements Cell. Programs open their pipes anew by /dev/stdout, so those
+// must be the user's.
+func (c *userCell) Start(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(c.uid), Gid: uint32(c.uid)}
+	for _, stream := range []any{cmd.Stdin, cmd.Stdout, cmd.Stderr} {
+		f, ok := stream.(*os.File)
+		if !ok || f == nil {
+			continue
+		}
+		st, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if st.Mode()&fs.ModeNamedPipe != 0 {
+			if err := f.Chown(c.uid, c.uid); err != nil {
+				return err
+			}
+		}
+	}
+	return cmd.Start()
+}
+
+// Room implements Cell.
+func (c *userCell) Room(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rooms[dir] = true
+	return errors.Join(os.Chmod(dir, 0o700), os.Lchown(dir, -1, c.uid), os.Chmod(dir, 0o750))
+}
+
+// Give implements Cell. The path itself comes last, so that one that belongs to
+// the cell was given whole.
+func (c *userCell) Give(path string) error {
+	st, err := os.Lstat(path)
+	if err != nil || owner(st) == c.uid {
+		return err
+	}
+	if st.IsDir() {
+		root, err := os.OpenRoot(path)
+		if err != nil {
+			return err
+		}
+		err = c.give(root, ".", owner(st))
+		if err = errors.Join(err, root.Close()); err != nil {
+			return err
+		}
+	}
+	return os.Lchown(path, c.uid, c.uid)
+}
+
+// give changes what is in a directory and belongs to the user from: a link to
+// somebody else's file, made by who had the directory before, stays theirs.
+func (c *userCell) give(root *os.Root, dir string, from int) error {
+	f, err := root.Open(dir)
+	if err != nil {
+		return err
+	}
+	entries, err := f.ReadDir(-1)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name())
+		st, err := root.Lstat(name)
+		if err != nil {
+			return err
+		}
+		if owner(st) != from {
+			continue
+		}
+		if st.IsDir() {
+			if err := c.give(root, name, from); err != nil {
+				return err
+			}
+		}
+		if err := root.Lchown(name, c.uid, c.uid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Owns implements Cell.
+func (c *userCell) Owns(path string) bool { return ownerOf(path) == c.uid }
+
+// Hold implements Cell.
+func (c *userCell) Hold() (release func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held++
+	return sync.OnceFunc(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.held--; c.held == 0 && c.idle != nil {
+			close(c.idle)
+			c.idle = nil
+		}
+	})
+}
+
+// awaitIdle waits for the runner's own calls in the cell, for a while.
+func (c *userCell) awaitIdle() {
+	c.mu.Lock()
+	if c.held == 0 {
+		c.mu.Unlock()
+		return
+	}
+	if c.idle == nil {
+		c.idle = make(chan struct{})
+	}
+	idle := c.idle
+	c.mu.Unlock()
+	t := time.NewTimer(holdTimeout)
+	defer t.Stop()
+	select {
+	case <-idle:
+	case <-t.C:
+	}
+}
+
+// Sweep implements Cell.
+func (c *userCell) Sweep(timeout time.Duration) int {
+	c.awaitIdle()
+	return killUser(c.uid, timeout)
+}
+
+// Leave implements Cell.
+func (c *userCell) Leave() error {
+	c.mu.Lock()
+	if c.left {
+		c.mu.Unlock()
+		return nil
+	}
+	c.left = true
+	c.mu.Unlock()
+	left := c.Sweep(leaveTimeout)
+	var err error
+	c.mu.Lock()
+	for dir := range c.rooms {
+		if e := errors.Join(os.Chmod(dir, 0o700), os.Lchown(dir, -1, c.of.gid)); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	c.mu.Unlock()
+	if left > 0 {
+		return errors.Join(err, errs.New(errs.Internal, "%d processes of user %d outlived SIGKILL; the user is not used again", left, c.uid))
+	}
+	if err != nil {
+		return errs.Wrap(errs.Internal, err, "closing what user %d had; it is not used again", c.uid)
+	}
+	c.of.mu.Lock()
+	defer c.of.mu.Unlock()
+	delete(c.of.used, c.uid)
+	return nil
+}
