@@ -184,8 +184,9 @@ type look struct {
 	*Doctor
 	o     Options
 	began time.Time
-	towns map[string]known // by id
-	load  map[string]bool  // ids of towns worth loading
+	towns map[string]known          // by id
+	load  map[string]bool           // ids of towns worth loading
+	gaps  map[string]store.Surveyed // towns whose ledgers lack entries, by id
 	repos []hub.ID
 	found []finding
 	rep   api.DoctorReport
@@ -197,11 +198,12 @@ type finding struct {
 	town   string // id; "" for the server
 	mend   bool   // the town mends it when it is looked at
 	noSlot bool
+	lost   int64                                             // entries of the town's ledger
 	fix    func(ctx context.Context) (did string, err error) // outside of the town; nil for none
 }
 
 func (d *Doctor) look(ctx context.Context, o Options) (*look, error) {
-	l := &look{Doctor: d, o: o, began: d.cfg.Now(), towns: map[string]known{}, load: map[string]bool{}}
+	l := &look{Doctor: d, o: o, began: d.cfg.Now(), towns: map[string]known{}, load: map[string]bool{}, gaps: map[string]store.Surveyed{}}
 	steps := []func(context.Context) error{l.server, l.survey, l.sandboxes, l.slots, l.rigs, l.repositories, l.inside}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -330,7 +332,7 @@ func (d *Doctor) Fix(ctx context.Context, o Options, by string, rows []string) (
 // write down what was done for it.
 func (l *look) fixAll(ctx context.Context, by string) (done []api.Fixed) {
 	said := map[string][]string{}
-	noSlot, mend := map[string]bool{}, map[string][]finding{}
+	noSlot, mend, lost := map[string]bool{}, map[string][]finding{}, map[string]int64{}
 	var order []string
 	for _, f := range l.found {
 		l.step(1)
@@ -348,10 +350,11 @@ func (l *look) fixAll(ctx context.Context, by string) (done []api.Fixed) {
 		case f.mend:
 			mend[f.town] = append(mend[f.town], f)
 			noSlot[f.town] = noSlot[f.town] || f.noSlot
+			lost[f.town] = max(lost[f.town], f.lost)
 		}
 	}
 	for _, id := range order {
-		err := l.cfg.Hall.Repair(ctx, id, town.Mend{By: by, Did: said[id]}, noSlot[id])
+		err := l.cfg.Hall.Repair(ctx, id, town.Mend{By: by, Did: said[id], Lost: lost[id]}, noSlot[id])
 		if errs.Is(err, errs.NotFound) {
 			continue // there is no such town, or no more
 		}

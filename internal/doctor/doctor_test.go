@@ -256,10 +256,10 @@ func TestDamageIsFoundExplainedAndFixed(t *testing.T) {
 		"a column that lies": {func(h *house, id string) { h.damage(`UPDATE towns SET open = 7 WHERE id = ?`, id) },
 			"busy column.differs busy", false},
 		"a ledger with a gap": {func(h *house, id string) { h.damage(`DELETE FROM ledger WHERE town = ? AND seq = 3`, id) },
-			"busy ledger.gap busy", true},
+			"busy ledger.gap busy", false},
 		"a ledger without its end": {func(h *house, id string) {
 			h.damage(`DELETE FROM ledger WHERE town = ? AND seq = (SELECT MAX(seq) FROM ledger WHERE town = ?)`, id, id)
-		}, "busy ledger.gap busy", true},
+		}, "busy ledger.gap busy", false},
 		"a sandbox of no town": {func(h *house, _ string) {
 			h.boxes[ghost] = sandbox.Status{Ref: sandbox.Ref{Town: ghost, Generation: 3}, State: sandbox.Running}
 		}, " sandbox.orphan " + ghost, false},

@@ -75,13 +75,24 @@ func (l *look) columns(s store.Surveyed) {
 
 func (l *look) ledger(s store.Surveyed) {
 	switch {
-	case !s.Whole():
-		l.add(l.problem(s.ID, "ledger.gap", s.Name, fmt.Sprintf("it holds %d entries from %d to %d, and the last that was written is %d", s.Entries, s.First, s.Last, s.LedgerSeq),
-			"a part of the town's history was removed or lost", "what is gone stays gone; a backup may have it"))
+	case s.Lost() != 0:
+		l.gaps[s.ID] = s
+		l.load[s.ID] = true // it knows whether a person knows
 	case s.First > 1:
 		l.add(finding{town: s.ID, Finding: api.Finding{Check: "ledger.pruned", Severity: string(town.SeverityInfo), Subject: s.Name,
 			What: fmt.Sprintf("it begins with entry %d", s.First), Means: "older entries were removed after ledger.retention", Fix: "nothing"}})
 	}
+}
+
+// gap says what a ledger lacks. Known is how many entries a person knows to be lost.
+func (l *look) gap(s store.Surveyed, known int64) finding {
+	f := l.problem(s.ID, "ledger.gap", s.Name, fmt.Sprintf("it holds %d entries from %d to %d, and the last that was written is %d", s.Entries, s.First, s.Last, s.LedgerSeq),
+		"a part of the town's history was removed or lost", "what is gone stays gone, but a backup may have it; --fix notes that it is known")
+	f.mend, f.lost = true, s.Lost()
+	if s.Lost() > 0 && s.Lost() <= known {
+		f.Severity, f.Fix, f.mend = string(town.SeverityInfo), "nothing", false
+	}
+	return f
 }
 
 func at(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
@@ -108,10 +119,14 @@ func (l *look) oneTown(ctx context.Context, id string) error {
 	}
 	var cols town.Columns
 	var found []town.Finding
+	var lost int64
 	err = l.cfg.Hall.View(ctx, id, func(t *town.Town, now time.Time) error {
-		found, cols = t.Doctor(now), t.Columns(now)
+		found, cols, lost = t.Doctor(now), t.Columns(now), t.Info().LedgerLost
 		return nil
 	})
+	if s, ok := l.gaps[id]; ok && ctx.Err() == nil && !errs.Is(err, errs.NotFound) {
+		l.add(l.gap(s, lost))
+	}
 	switch {
 	case errs.Is(err, errs.NotFound):
 		return nil

@@ -12,10 +12,13 @@ type Surveyed struct {
 	Missed               bool  // its last commit set a deadline, and the row has none: it was wiped
 }
 
-// Whole reports whether the ledger has an entry for each number from the first
-// it still holds to the last that was given.
-func (s Surveyed) Whole() bool {
-	return s.Entries == 0 || s.Last == s.LedgerSeq && s.Entries == s.Last-s.First+1
+// Lost is how many entries the ledger lacks of those from the first that it still
+// holds to the last that was given.
+func (s Surveyed) Lost() int64 {
+	if s.Entries == 0 {
+		return 0
+	}
+	return s.LedgerSeq - s.First + 1 - s.Entries
 }
 
 // Survey reads the towns after an id, by id, with the ends of their ledgers; or

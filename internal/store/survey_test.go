@@ -29,7 +29,7 @@ func TestSurveyReadsColumnsAndTheEndsOfLedgers(t *testing.T) {
 	}
 	for i, got := range append(first, rest...) {
 		n := int64(i % 4)
-		if got.ID != fmt.Sprint("t", i) || got.Entries != n || got.Last != n || got.LedgerSeq != n || !got.Whole() || got.Missed {
+		if got.ID != fmt.Sprint("t", i) || got.Entries != n || got.Last != n || got.LedgerSeq != n || got.Lost() != 0 || got.Missed {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -37,12 +37,12 @@ func TestSurveyReadsColumnsAndTheEndsOfLedgers(t *testing.T) {
 		t.Fatal(n, err)
 	}
 	one, err := s.Survey(t.Context(), "t3", "", 10)
-	if err != nil || len(one) != 1 || one[0].First != 3 || !one[0].Whole() {
+	if err != nil || len(one) != 1 || one[0].First != 3 || one[0].Lost() != 0 {
 		t.Errorf("after pruning: %+v, %v", one, err)
 	}
 	for _, gap := range []store.Surveyed{{Head: store.Head{LedgerSeq: 3}, First: 1, Last: 3, Entries: 2}, {Head: store.Head{LedgerSeq: 4}, First: 1, Last: 3, Entries: 3}} {
-		if gap.Whole() {
-			t.Errorf("%+v has no gap", gap)
+		if gap.Lost() != 1 {
+			t.Errorf("%+v lacks %d", gap, gap.Lost())
 		}
 	}
 }

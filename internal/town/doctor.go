@@ -284,6 +284,11 @@ func (t *Town) mendTown(now Time, in Mend) error {
 			t.log(now, "doctor.fixed", c.Key, by, "removed the claim of a server that is gone")
 		}
 	}
+	if in.Lost > 0 && in.Lost != t.info.LedgerLost {
+		t.info.LedgerLost = in.Lost
+		t.mark(kindTown, t.info.ID)
+		t.log(now, "doctor.fixed", t.info.Name, by, "noted that the ledger lacks "+strconv.FormatInt(in.Lost, 10)+" of its entries")
+	}
 	for _, did := range in.Did {
 		t.log(now, "doctor.fixed", t.info.Name, by, plain(did, 1000))
 	}

@@ -65,8 +65,9 @@ type (
 	DropRow struct{ By, Name string }
 	// Mend does what Doctor calls fixable, and notes what was fixed outside.
 	Mend struct {
-		By  string
-		Did []string
+		By   string
+		Did  []string
+		Lost int64 // entries that the ledger lacks, which By knows now; 0 for none
 	}
 	// Acknowledge notes that a person saw an escalation. It stays open.
 	Acknowledge struct{ By, ID string }

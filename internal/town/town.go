@@ -30,6 +30,7 @@ type Info struct {
 	DesiredRev  int64  `json:"desired_rev"`
 	DesiredHash string `json:"desired_hash,omitempty"`
 	LedgerSeq   int64  `json:"ledger_seq"`
+	LedgerLost  int64  `json:"ledger_lost,omitempty"` // entries that were lost, as a person knows
 	ClaimSeq    int64  `json:"claim_seq"`
 	NoticeSeq   int64  `json:"notice_seq"`
 	// EscalationSeq numbers escalations.
