@@ -29,7 +29,9 @@ type ImportedRig struct {
 // CloneRig clones the repository of an imported rig. The server does so before it answers.
 type CloneRig struct {
 	URL      string `json:"url,omitempty" doc:"Another place of the repository; default: as imported."`
-	GitToken string `json:"git_token,omitempty" doc:"Credential for the repository. Stays on the server, never returned."`
+	GitToken string `json:"git_token,omitempty" doc:"A token, or user:password; the same as a credential of that kind."`
+
+	Credential *Credential `json:"credential,omitempty"`
 }
 
 // ImportBead is a line of a list of beads to be created.

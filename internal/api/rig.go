@@ -20,6 +20,7 @@ type Rig struct {
 	Gates          []Gate            `json:"gates"`
 	Settings       map[string]string `json:"settings,omitempty"`
 	HasCredential  bool              `json:"has_credential"`
+	Credential     *CredentialInfo   `json:"credential,omitempty" doc:"Only where one rig is shown."`
 	UpdateWorktree bool              `json:"update_worktree,omitempty"`
 	State          string            `json:"state" enum:"active,missing,removing" doc:"missing: imported, and not cloned yet."`
 	CreatedAt      time.Time         `json:"created_at"`
@@ -35,7 +36,8 @@ type AddRig struct {
 	Target         string            `json:"target,omitempty" doc:"Branch that work lands on; default main."`
 	Gates          []Gate            `json:"gates,omitempty"`
 	Settings       map[string]string `json:"settings,omitempty" doc:"Such as agent, provider, model, merge.mode."`
-	GitToken       string            `json:"git_token,omitempty" doc:"Credential for the repository. Stays on the server, never returned."`
+	GitToken       string            `json:"git_token,omitempty" doc:"A token, or user:password; the same as a credential of that kind."`
+	Credential     *Credential       `json:"credential,omitempty"`
 	InitEmpty      bool              `json:"init_empty,omitempty" doc:"Give an empty repository a first commit."`
 	UpdateWorktree bool              `json:"update_worktree,omitempty" doc:"Allow a target that is checked out in a clean working copy on this machine."`
 }
@@ -45,6 +47,10 @@ type EditRig struct {
 	Set   map[string]string `json:"set,omitempty"`
 	Unset []string          `json:"unset,omitempty"`
 	Gates *[]Gate           `json:"gates,omitempty"`
+
+	Credential     *Credential `json:"credential,omitempty" doc:"Replaces the rig's. It is tried before anything changes."`
+	NoCredential   bool        `json:"no_credential,omitempty" doc:"Takes the rig's credential away."`
+	ForgetHostKeys bool        `json:"forget_host_keys,omitempty" doc:"The next key of the ssh host is recorded anew."`
 }
 
 // RigPlace says in which town a rig is.

@@ -4,7 +4,8 @@
 //	DIR/admin.token      the admin token, 0600
 //	DIR/server.json      where the running server listens: {"url","pid"}
 //	DIR/gastown.db       the store; DIR/gastown.lock is held while it is open
-//	DIR/vault/           provider keys, git tokens, signing keys
+//	DIR/vault/           provider keys, git credentials, signing keys, encrypted
+//	DIR/vault.key        the key of the vault, 0600, unless Config.KeyFile is elsewhere
 //	DIR/hub/             the bare repositories of all rigs
 //	DIR/sandboxes/       the disks of all towns
 //	DIR/runner.sock      where sandboxes dial
@@ -65,6 +66,7 @@ type Config struct {
 	Data           string
 	Listen         string        // host:port; port 0 takes a free one
 	Settings       town.Settings // the server's defaults
+	KeyFile        string        // of the vault; "" is vault.key in Data
 	Sandbox        string        // the driver: "process", which is the default, or "docker"
 	Containers     Containers    // for "docker"
 	PresetDir      string        // more agent presets; "" for none
@@ -171,7 +173,7 @@ func (a *App) open(ctx context.Context) (err error) {
 	if p.store, err = store.Open(ctx, a.dir, store.Options{Lock: a.lock, Changed: a.healthChanged}); err != nil {
 		return err
 	}
-	if p.vault, err = vault.Open(filepath.Join(a.dir, vaultDir)); err != nil {
+	if p.vault, err = vault.OpenWith(filepath.Join(a.dir, vaultDir), a.cfg.KeyFile); err != nil {
 		return err
 	}
 	if p.hub, err = hub.Open(filepath.Join(a.dir, hubDir), p.vault, a.log); err != nil {

@@ -50,8 +50,8 @@ func (p *parts) backup(ctx context.Context, w io.Writer, secrets bool) error {
 }
 
 // BackupOf writes a backup of a data directory that no server uses. One that a
-// server uses is a Conflict.
-func BackupOf(ctx context.Context, dir, version string, w io.Writer, secrets bool) (err error) {
+// server uses is a Conflict. keyFile is the vault's, "" for the one in dir.
+func BackupOf(ctx context.Context, dir, keyFile, version string, w io.Writer, secrets bool) (err error) {
 	if _, err := os.Stat(filepath.Join(dir, store.FileName)); err != nil {
 		return (&errs.Error{Kind: errs.NotFound, Message: "this is no data directory of a server", Err: err}).WithHint("give it with --data DIR")
 	}
@@ -63,7 +63,7 @@ func BackupOf(ctx context.Context, dir, version string, w io.Writer, secrets boo
 	if err := finishSwap(dir); err != nil {
 		return err
 	}
-	v, err := vault.Open(filepath.Join(dir, vaultDir))
+	v, err := vault.OpenWith(filepath.Join(dir, vaultDir), keyFile)
 	if err != nil {
 		return err
 	}

@@ -64,14 +64,14 @@ type staged struct {
 
 // stage unpacks a backup into a directory of its own and checks all of it. The
 // caller removes the directory.
-func stage(ctx context.Context, r io.Reader, dir string) (*staged, error) {
+func stage(ctx context.Context, r io.Reader, dir, keyFile string) (*staged, error) {
 	s := &staged{dir: dir, repos: map[string]bool{}}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "unpacking the backup")
 	}
 	defer root.Close()
-	v, err := vault.Open(filepath.Join(dir, vaultDir))
+	v, err := vault.OpenWith(filepath.Join(dir, vaultDir), keyFile)
 	if err != nil {
 		return nil, err
 	}
@@ -218,11 +218,11 @@ func (s *staged) mark(ctx context.Context, seen sight) (err error) {
 }
 
 // missing returns the names of secrets that the restored server will lack.
-func (s *staged) missing(dir string) ([]string, error) {
+func (s *staged) missing(dir, keyFile string) ([]string, error) {
 	if s.manifest.Secrets || len(s.manifest.Names) == 0 {
 		return []string{}, nil
 	}
-	v, err := vault.Open(filepath.Join(dir, vaultDir))
+	v, err := vault.OpenWith(filepath.Join(dir, vaultDir), keyOf(dir, keyFile))
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +270,7 @@ func generations(ctx context.Context, st *store.SQLite) (map[string]int64, error
 
 // RestoreInto restores a backup into a data directory that no server uses. What is
 // there already is moved aside, with force; without, it is a Conflict.
-func RestoreInto(ctx context.Context, dir string, r io.Reader, force bool) (out api.Restored, err error) {
+func RestoreInto(ctx context.Context, dir, keyFile string, r io.Reader, force bool) (out api.Restored, err error) {
 	begun := time.Now()
 	if dir, err = dataDir(dir); err != nil {
 		return out, err
@@ -298,7 +298,7 @@ func RestoreInto(ctx context.Context, dir string, r io.Reader, force bool) (out 
 		return out, errs.Wrap(errs.Unavailable, err, "unpacking the backup")
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	s, err := stage(ctx, r, tmp)
+	s, err := stage(ctx, r, tmp, keyOf(dir, keyFile))
 	if err != nil {
 		return out, err
 	}
@@ -315,7 +315,7 @@ func RestoreInto(ctx context.Context, dir string, r io.Reader, force bool) (out 
 	if err := w.run(dir); err != nil {
 		return out, err
 	}
-	missing, err := s.missing(dir)
+	missing, err := s.missing(dir, keyFile)
 	aside := ""
 	if there {
 		aside = filepath.Join(dir, w.Aside)
@@ -412,7 +412,7 @@ func (a *App) restore(ctx context.Context, r io.Reader) (out api.Restored, err e
 			a.log.Warn("leftover of a restore", "path", tmp, "err", rmErr)
 		}
 	}()
-	s, err := stage(ctx, r, tmp)
+	s, err := stage(ctx, r, tmp, keyOf(a.dir, a.cfg.KeyFile))
 	if err != nil {
 		return out, err
 	}
@@ -436,7 +436,7 @@ func (a *App) restore(ctx context.Context, r io.Reader) (out api.Restored, err e
 		a.log.Error("the restore failed; the state before it is put back", "err", err)
 		return out, errors.Join(err, a.reopen(ctx))
 	}
-	missing, err := s.missing(a.dir)
+	missing, err := s.missing(a.dir, a.cfg.KeyFile)
 	a.log.Warn("a backup was restored", "taken_at", s.manifest.At, "towns", s.contents.Towns, "aside", filepath.Join(a.dir, w.Aside))
 	return s.result(filepath.Join(a.dir, w.Aside), missing, begun), err
 }

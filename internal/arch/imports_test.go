@@ -50,7 +50,8 @@ var onlyIn = map[string][]string{
 	"github.com/modelcontextprotocol/go-sdk": {"internal/agent", "internal/runner", "internal/server"},
 	"github.com/danielgtaylor/huma":          {"internal/server"},
 	"github.com/prometheus":                  {"internal/server"},
-	"github.com/golang-jwt/jwt":              {"internal/server"},
+	"github.com/golang-jwt/jwt":              {"internal/server", "internal/git/credential"},
+	"golang.org/x/crypto":                    {"internal/git/credential"},
 	"github.com/spf13":                       {"internal/cli", "cmd"},
 	"pgregory.net/rapid":                     {}, // tests alone
 	"testing":                                {"internal/store/storetest", "internal/sandbox/sandboxtest", "internal/agent/agenttest"},

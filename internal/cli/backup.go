@@ -27,9 +27,11 @@ func (a *invocation) backupCmd() *cobra.Command {
 	cmd.Long = `Write a backup of the whole server into a file, "-" for stdout. The server may
 run: work goes on meanwhile. Without a server on it, the data directory is read.
 
-Secrets (provider keys, git tokens, the admin token) are left out unless
---with-secrets is given; such a file is as secret as the data directory.`
-	cmd.Flags().BoolVar(&secrets, "with-secrets", false, "with provider keys, git tokens and the admin token")
+Secrets (provider keys, git credentials, the admin token) are left out unless
+--with-secrets is given; such a file has them in plain text and is as secret as
+the data directory. The key of the vault is never in it.`
+	cmd.Flags().BoolVar(&secrets, "with-secrets", false, "with provider keys, git credentials and the admin token, in plain text")
+	a.keyFileFlag(cmd)
 	cmd.Flags().BoolVar(&force, "force", false, "replace FILE if it exists")
 	return cmd
 }
@@ -45,6 +47,7 @@ before anything is changed, and what was there is moved aside, not deleted.
 A running server goes on by itself with the restored state. Without a server,
 the data directory is filled, for the next one.`
 	cmd.Flags().BoolVar(&force, "force", false, "there is data already: move it aside")
+	a.keyFileFlag(cmd)
 	return cmd
 }
 
@@ -73,7 +76,7 @@ func (a *invocation) openBackup(ctx context.Context, secrets bool) (io.ReadClose
 	r, w := io.Pipe()
 	go func() {
 		// A pipe's writer is closed without an error of its own.
-		_ = w.CloseWithError(app.BackupOf(ctx, dir, a.version(), w, secrets))
+		_ = w.CloseWithError(app.BackupOf(ctx, dir, a.keyFile(), a.version(), w, secrets))
 	}()
 	return r, nil
 }
@@ -101,8 +104,11 @@ func (a *invocation) backup(ctx context.Context, file string, secrets, force boo
 			ElapsedMS int64  `json:"elapsed_ms"`
 		}{file, n, m.Towns, m.Rigs, took.Milliseconds()})
 	}
-	if err := a.say("%s: %d towns, %d rigs, %s, in %s", file, m.Towns, m.Rigs, bytesText(n), took.Round(time.Millisecond)); err != nil || secrets || len(m.Names) == 0 {
+	if err := a.say("%s: %d towns, %d rigs, %s, in %s", file, m.Towns, m.Rigs, bytesText(n), took.Round(time.Millisecond)); err != nil || len(m.Names) == 0 {
 		return err
+	}
+	if secrets {
+		return a.yes("with the values of %d secrets in plain text, and without the vault's key: keep it as safe as the server", len(m.Names))
 	}
 	return a.yes("without the values of %d secrets; --with-secrets takes them, too", len(m.Names))
 }
@@ -241,7 +247,7 @@ func (a *invocation) restore(ctx context.Context, file string, force bool) error
 	}
 	var done api.Restored
 	if ok {
-		done, err = app.RestoreInto(ctx, dir, r, force)
+		done, err = app.RestoreInto(ctx, dir, a.keyFile(), r, force)
 	} else {
 		done, err = a.restoreServer(ctx, r, force)
 	}

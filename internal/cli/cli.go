@@ -65,6 +65,7 @@ type invocation struct {
 	env  Env
 	data string // --data
 	json bool   // --json
+	key  string // --key-file
 }
 
 // Main runs the command line and returns the exit code of the process.
@@ -152,7 +153,7 @@ else GASTOWN_URL and GASTOWN_TOKEN, else GASTOWN_DATA, else the default director
 		return errs.New(errs.Invalid, "%s", err).WithHint("see: %s --help", cmd.CommandPath())
 	})
 	root.AddCommand(
-		a.serveCmd(), a.backupCmd(), a.restoreCmd(), a.demoCmd(), a.versionCmd(), a.runnerCmd(), a.sandboxInitCmd(), a.agentCmd(),
+		a.serveCmd(), a.backupCmd(), a.restoreCmd(), a.vaultCmd(), a.demoCmd(), a.versionCmd(), a.runnerCmd(), a.sandboxInitCmd(), a.agentCmd(),
 		a.agentsCmd(), a.providerCmd(),
 		a.townCmd(), a.pauseCmd("sleep", true), a.wakeCmd(), a.usageCmd(), a.ledgerCmd(), a.sandboxCmd(),
 		a.rigCmd(),

@@ -160,7 +160,7 @@ func (a *invocation) cloneAll(ctx context.Context, c *client.Client, done api.Im
 			fmt.Fprintf(a.env.Err, "warning: rig %s could not be cloned: %s\n", r.Name, clean(err.Error()))
 			note := ""
 			if r.Credential && token == "" {
-				note = " --git-token-file FILE"
+				note = " --credential-file FILE"
 			}
 			fmt.Fprintf(a.env.Err, "hint: its beads wait until: gastown rig clone %s --town %s%s\n", r.Name, done.Town, note)
 		} else {
@@ -231,13 +231,17 @@ func (a *invocation) tellImport(done api.Imported, rigs []clonedRig, f importFla
 
 func (a *invocation) rigCloneCmd() *cobra.Command {
 	var url, tokenFile string
+	var cf credentialFlags
 	cmd := a.withJSON(a.rigAction("clone RIG", "Clone the repository of an imported rig", func(ctx context.Context, c *client.Client, in, rig string, _ []string) error {
 		body := api.CloneRig{URL: url}
+		var err error
 		if tokenFile != "" {
-			var err error
 			if body.GitToken, err = a.secretFile("git token", tokenFile); err != nil {
 				return err
 			}
+		}
+		if body.Credential, err = a.credential(cf); err != nil {
+			return err
 		}
 		r, err := c.CloneRig(ctx, in, rig, body)
 		if err != nil {
@@ -249,7 +253,8 @@ func (a *invocation) rigCloneCmd() *cobra.Command {
 		return a.yes("rig %s of town %s has its repository", rig, in)
 	}))
 	cmd.Flags().StringVar(&url, "url", "", "another place of the repository (default: as imported)")
-	cmd.Flags().StringVar(&tokenFile, "git-token-file", "", "file with the token for the repository; - for stdin")
+	cmd.Flags().StringVar(&tokenFile, "git-token-file", "", "file with a token, or user:password, for the repository; - for stdin")
+	cf.flags(cmd)
 	return cmd
 }
 

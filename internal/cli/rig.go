@@ -29,6 +29,7 @@ type rigFlags struct {
 	gates, set                      []string
 	gateTimeout                     time.Duration
 	initEmpty, updateWorktree       bool
+	credential                      credentialFlags
 }
 
 func (a *invocation) rigAddCmd() *cobra.Command {
@@ -42,6 +43,9 @@ func (a *invocation) rigAddCmd() *cobra.Command {
 			if body.GitToken, err = a.secretFile("git token", f.tokenFile); err != nil {
 				return err
 			}
+		}
+		if body.Credential, err = a.credential(f.credential); err != nil {
+			return err
 		}
 		c, err := a.connect()
 		if err != nil {
@@ -66,7 +70,8 @@ func (a *invocation) rigAddCmd() *cobra.Command {
 	fl.StringVar(&f.target, "target", "", "branch that work lands on (default: main)")
 	fl.StringArrayVar(&f.gates, "gate", nil, "a command that work must pass, as name=command; may be repeated")
 	fl.DurationVar(&f.gateTimeout, "gate-timeout", 0, "time limit of each gate (default: the setting gate.timeout)")
-	fl.StringVar(&f.tokenFile, "git-token-file", "", "file with the token for the repository; - for stdin")
+	fl.StringVar(&f.tokenFile, "git-token-file", "", "file with a token, or user:password, for the repository; - for stdin")
+	f.credential.flags(cmd)
 	fl.StringVar(&f.agent, "agent", "", "preset of the agent that does the work")
 	fl.StringVar(&f.provider, "provider", "", "model provider, for agents that need one")
 	fl.StringVar(&f.model, "model", "", "model, for agents that need one")
@@ -209,15 +214,11 @@ func (a *invocation) rigShowCmd() *cobra.Command {
 		if a.json {
 			return a.printJSON(r)
 		}
-		credential := "none"
-		if r.HasCredential {
-			credential = "kept by the server"
-		}
 		var set []string
 		for _, k := range slices.Sorted(maps.Keys(r.Settings)) {
 			set = append(set, k+"="+r.Settings[k])
 		}
-		if err := a.fields("rig", r.Name, "town", r.Town, "state", r.State, "url", r.URL, "credential", credential, "prefix", r.Prefix,
+		if err := a.fields("rig", r.Name, "town", r.Town, "state", r.State, "url", r.URL, "credential", credentialText(r), "prefix", r.Prefix,
 			"target", r.Target, "tip", commit(r.Tip), "fetched", a.ago(r.FetchedAt), "settings", strings.Join(set, " "), "created", a.ago(r.CreatedAt)); err != nil {
 			return err
 		}
@@ -249,13 +250,17 @@ func (a *invocation) rigRemoveCmd() *cobra.Command {
 func (a *invocation) rigSetCmd() *cobra.Command {
 	var gates []string
 	var limit time.Duration
-	var noGates bool
-	cmd := a.rigAction("set RIG [KEY=VALUE]", "Change settings or gates of a rig", func(ctx context.Context, c *client.Client, in, rig string, rest []string) error {
+	var noGates, noCredential, forgetHost bool
+	var cf credentialFlags
+	cmd := a.rigAction("set RIG [KEY=VALUE]", "Change settings, gates or the credential of a rig", func(ctx context.Context, c *client.Client, in, rig string, rest []string) error {
 		set, err := assignments("the argument", rest)
 		if err != nil {
 			return err
 		}
-		e := api.EditRig{Set: set}
+		e := api.EditRig{Set: set, NoCredential: noCredential, ForgetHostKeys: forgetHost}
+		if e.Credential, err = a.credential(cf); err != nil {
+			return err
+		}
 		list, err := parseGates(gates, limit)
 		if err != nil {
 			return err
@@ -267,8 +272,8 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 			e.Gates = &[]api.Gate{}
 		case len(list) > 0:
 			e.Gates = &list
-		case len(set) == 0:
-			return errs.New(errs.Invalid, "there is nothing to change").WithHint("give KEY=VALUE, --gate name=command or --no-gates")
+		case len(set) == 0 && e.Credential == nil && !noCredential && !forgetHost:
+			return errs.New(errs.Invalid, "there is nothing to change").WithHint("give KEY=VALUE, --gate name=command, --no-gates or --credential-file FILE")
 		}
 		_, err = c.EditRig(ctx, in, rig, e)
 		return err
@@ -277,6 +282,9 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 	cmd.Flags().StringArrayVar(&gates, "gate", nil, "replace all gates by these, as name=command; may be repeated")
 	cmd.Flags().DurationVar(&limit, "gate-timeout", 0, "time limit of each gate")
 	cmd.Flags().BoolVar(&noGates, "no-gates", false, "take all gates away")
+	cf.flags(cmd)
+	cmd.Flags().BoolVar(&noCredential, "no-credential", false, "take the credential away")
+	cmd.Flags().BoolVar(&forgetHost, "forget-host-keys", false, "record the key of the ssh host anew")
 	return cmd
 }
 

@@ -64,6 +64,7 @@ leaves them at once.`,
 	fl.StringVar(&f.presets, "presets", "", "directory with more agent presets (*.toml)")
 	fl.StringVar(&f.notify, "notify-command", "", "program that gets what a person should know, as JSON on its stdin")
 	fl.BoolVar(&f.notifyPrivate, "notify-private", false, "webhooks may go to private addresses")
+	a.keyFileFlag(cmd)
 	fl.StringVar(&f.cert, "tls-cert", "", "file with the certificate")
 	fl.StringVar(&f.key, "tls-key", "", "file with its key")
 	fl.BoolVar(&f.insecure, "insecure-listen", false, "listen beyond this machine without TLS")
@@ -83,7 +84,7 @@ func (a *invocation) serve(ctx context.Context, f serveFlags) error {
 	}
 	f.containers.Memory = f.memoryMB << 20
 	srv, err := app.Open(ctx, app.Config{
-		Data: a.dataDir(), Listen: f.listen, Settings: settings, Sandbox: f.sandbox, Containers: f.containers, PresetDir: f.presets,
+		Data: a.dataDir(), KeyFile: a.keyFile(), Listen: f.listen, Settings: settings, Sandbox: f.sandbox, Containers: f.containers, PresetDir: f.presets,
 		NotifyCommand: f.notify, NotifyPrivate: f.notifyPrivate,
 		TLSCert: f.cert, TLSKey: f.key, InsecureListen: f.insecure, Version: a.version(), Log: log,
 	})

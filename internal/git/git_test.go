@@ -219,7 +219,7 @@ func TestRemoteURLs(t *testing.T) {
 			t.Errorf("the error repeats a secret: %v", err)
 		}
 	}
-	if err := ValidRemoteURL("https://a:b@host/x"); !strings.Contains(err.Error(), "--git-token-file") {
+	if err := ValidRemoteURL("https://a:b@host/x"); !strings.Contains(err.Error(), "--credential-file") {
 		t.Errorf("no way out: %v", err)
 	}
 }

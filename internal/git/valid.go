@@ -147,11 +147,11 @@ func validURL(raw string, bad func(string) *errs.Error) error {
 	switch u.Scheme {
 	case "https", "http":
 		if u.User != nil {
-			return bad("it contains credentials").WithHint("leave them out and pass the token with --git-token-file")
+			return bad("it contains credentials").WithHint("leave them out and pass the token with --credential-file")
 		}
 	case "ssh":
 		if hasPassword {
-			return bad("it contains a password").WithHint("use an ssh key that the server's agent holds")
+			return bad("it contains a password").WithHint("use an ssh key: --credential-file KEY")
 		}
 		if u.User != nil && !userRE.MatchString(u.User.Username()) {
 			return bad("its user name has characters that don't belong there")

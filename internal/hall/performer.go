@@ -2,6 +2,7 @@ package hall
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"gastown/internal/errs"
@@ -157,7 +158,7 @@ func (o *Outside) removeRig(ctx context.Context, t TownRef, r town.Rig) error {
 	if err := gone(o.Hub.RemoveRig(ctx, hubID(t, r))); err != nil || r.Secret == "" || o.Vault == nil {
 		return err
 	}
-	return gone(o.Vault.Delete(r.Secret))
+	return errors.Join(gone(o.Vault.Delete(r.Secret)), gone(o.Vault.Delete(hub.HostsName(r.Secret))))
 }
 
 func (o *Outside) removeTown(ctx context.Context, t TownRef) error {
@@ -167,7 +168,7 @@ func (o *Outside) removeTown(ctx context.Context, t TownRef) error {
 	if err := gone(o.Hub.RemoveTown(ctx, t.ID)); err != nil || o.Vault == nil {
 		return err
 	}
-	for _, prefix := range []string{"git/" + t.ID, notifyKey(t)} {
+	for _, prefix := range []string{"git/" + t.ID, hub.HostsName("git/" + t.ID), notifyKey(t)} {
 		if err := gone(o.Vault.DeletePrefix(prefix)); err != nil {
 			return err
 		}

@@ -25,7 +25,8 @@ const (
 )
 
 // LoadOrCreateAdminToken reads DIR/admin.token, or makes it (0600) with 256
-// random bits. created says that it did.
+// random bits. created says that it did. One that others may read is refused: it
+// is everything to whoever has it.
 func LoadOrCreateAdminToken(dir string) (token string, created bool, err error) {
 	path := filepath.Join(dir, adminTokenFile)
 	b, err := os.ReadFile(path)
@@ -34,6 +35,10 @@ func LoadOrCreateAdminToken(dir string) (token string, created bool, err error) 
 	}
 	if err != nil {
 		return "", false, errs.Wrap(errs.Internal, err, "reading the admin token")
+	}
+	if st, err := os.Stat(path); err == nil && st.Mode().Perm()&0o077 != 0 {
+		return "", false, errs.New(errs.Forbidden, "the admin token in %s may be read by others (mode %04o)", path, st.Mode().Perm()).
+			WithHint("chmod 600 %s; if others may have read it, remove the file instead: the next start makes a new one", path)
 	}
 	token = strings.TrimSpace(string(b))
 	if len(token) < minAdminToken {

@@ -63,6 +63,7 @@ type Store interface {
 // Hub is what the server needs of the repositories.
 type Hub interface {
 	Add(ctx context.Context, id hub.ID, r hub.Remote, o hub.AddOptions) (tip string, err error)
+	MayPush(ctx context.Context, id hub.ID, r hub.Remote) error
 	RemoveRig(ctx context.Context, id hub.ID) error
 	Verify(ctx context.Context, id hub.ID, branch, base string) (hub.Evidence, error)
 	Diff(ctx context.Context, id hub.ID, base, commit string, limit int64) (patch []byte, truncated bool, err error)

@@ -381,9 +381,6 @@ func (s *Server) cloneRig(ctx context.Context, in *cloneRigIn) (*raw, error) {
 	if err := in.check(); err != nil {
 		return nil, err
 	}
-	if err := checkGitToken(in.Body.GitToken); err != nil {
-		return nil, err
-	}
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -402,9 +399,13 @@ func (s *Server) cloneRig(ctx context.Context, in *cloneRigIn) (*raw, error) {
 		return nil, err
 	}
 	repo := hub.ID{Town: id, Rig: rig.Name}
-	if in.Body.GitToken != "" {
-		rig.Secret = "git/" + id + "/" + rig.Name
-		if err := s.cfg.Secrets.Put(rig.Secret, []byte(in.Body.GitToken)); err != nil {
+	l, err := newLogin(in.Body.Credential, in.Body.GitToken, rig.URL)
+	if err != nil {
+		return nil, err
+	}
+	if l.Credential != nil {
+		rig.Secret = secretName(id, rig.Name)
+		if err := s.keep(rig.Secret, l); err != nil {
 			return nil, err
 		}
 	}

@@ -33,6 +33,7 @@ const (
 type fakeHub struct {
 	add    func(id hub.ID, r hub.Remote) (string, error)
 	remove func(id hub.ID) error
+	push   func(r hub.Remote) error
 	verify func(id hub.ID, branch, base string) (hub.Evidence, error)
 	diff   func(base, commit string) ([]byte, bool, error)
 }
@@ -42,6 +43,13 @@ func (h *fakeHub) Add(_ context.Context, id hub.ID, r hub.Remote, _ hub.AddOptio
 		return tip, nil
 	}
 	return h.add(id, r)
+}
+
+func (h *fakeHub) MayPush(_ context.Context, _ hub.ID, r hub.Remote) error {
+	if h.push == nil {
+		return nil
+	}
+	return h.push(r)
 }
 
 func (h *fakeHub) RemoveRig(_ context.Context, id hub.ID) error {

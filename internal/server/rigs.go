@@ -16,7 +16,6 @@ import (
 
 const (
 	undoTimeout = 30 * time.Second
-	maxGitToken = 16 << 10
 )
 
 // RigPath are the parameters that name a rig. It is exported for
@@ -61,17 +60,7 @@ func (s *Server) newRig(in api.AddRig) (town.Rig, error) {
 	if err := git.ValidBranch(r.Target); err != nil {
 		return r, err
 	}
-	if err := checkGitToken(in.GitToken); err != nil {
-		return r, err
-	}
 	return r, s.checkSettings(town.LevelRig, in.Settings)
-}
-
-func checkGitToken(token string) error {
-	if len(token) > maxGitToken || strings.ContainsAny(token, "\n\r\x00") {
-		return errs.New(errs.Invalid, "git_token must be a single line of at most %d bytes", maxGitToken)
-	}
-	return nil
 }
 
 // prefixFor makes the prefix of bead ids from a rig's name.
@@ -94,6 +83,10 @@ func (s *Server) addRig(ctx context.Context, in *addRigIn) (*raw, error) {
 	if err != nil {
 		return nil, err
 	}
+	l, err := newLogin(in.Body.Credential, in.Body.GitToken, rig.URL)
+	if err != nil {
+		return nil, err
+	}
 	id, err := s.townID(ctx, in.Town)
 	if err != nil {
 		return nil, err
@@ -111,9 +104,9 @@ func (s *Server) addRig(ctx context.Context, in *addRigIn) (*raw, error) {
 		return nil, err
 	}
 	repo := hub.ID{Town: id, Rig: rig.Name}
-	if in.Body.GitToken != "" {
-		rig.Secret = "git/" + id + "/" + rig.Name
-		if err := s.cfg.Secrets.Put(rig.Secret, []byte(in.Body.GitToken)); err != nil {
+	if l.Credential != nil {
+		rig.Secret = secretName(id, rig.Name)
+		if err := s.keep(rig.Secret, l); err != nil {
 			return nil, err
 		}
 	}
@@ -205,7 +198,7 @@ func (s *Server) undoRig(ctx context.Context, repo hub.ID, secret string, cloned
 		}
 	}
 	if secret != "" {
-		if err := s.cfg.Secrets.Delete(secret); err != nil && !errs.Is(err, errs.NotFound) {
+		if err := s.forget(secret); err != nil {
 			s.log.Warn("leftover credential of a rig that was not added", "rig", repo.String(), "err", err)
 		}
 	}
@@ -234,11 +227,16 @@ func (s *Server) getRig(ctx context.Context, in *RigPath) (*body[api.Rig], error
 
 func (s *Server) showRig(ctx context.Context, townID, rig string) (*body[api.Rig], error) {
 	out := &body[api.Rig]{}
-	return out, s.view(ctx, townID, func(t *town.Town) error {
+	secret := ""
+	err := s.view(ctx, townID, func(t *town.Town) error {
 		r, err := getRig(t, rig)
-		out.Body = rigView(t, r)
+		out.Body, secret = rigView(t, r), r.Secret
 		return err
 	})
+	if err == nil {
+		out.Body.Credential, err = s.info(secret)
+	}
+	return out, err
 }
 
 type editRigIn struct {
@@ -258,13 +256,26 @@ func (s *Server) editRig(ctx context.Context, in *editRigIn) (*body[api.Rig], er
 	if err != nil {
 		return nil, err
 	}
+	unlock, err := s.adding.lock(ctx, id+"/"+in.Rig)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	set := town.SetRig{By: callOf(ctx).who, Rig: in.Rig, Set: values, Unset: in.Body.Unset}
+	if set.Access, set.Secret, err = s.editAccess(ctx, id, in); err != nil {
+		return nil, err
+	}
 	if in.Body.Gates != nil {
 		g := gates(*in.Body.Gates)
 		set.Gates = &g
 	}
 	if err := s.hall.Do(ctx, id, set); err != nil {
 		return nil, err
+	}
+	if set.Secret != nil && *set.Secret == "" {
+		if err := s.forget(secretName(id, in.Rig)); err != nil {
+			return nil, err
+		}
 	}
 	return s.showRig(ctx, id, in.Rig)
 }

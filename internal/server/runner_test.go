@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -524,4 +526,18 @@ func FuzzReports(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestAnAdminTokenThatOthersMayReadIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if _, _, err := LoadOrCreateAdminToken(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, adminTokenFile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := LoadOrCreateAdminToken(dir); !errs.Is(err, errs.Forbidden) {
+		t.Errorf("a token that everybody reads was taken: %v", err)
+	}
 }

@@ -113,8 +113,25 @@ func (t *Town) setRig(now Time, in SetRig) error {
 	r.Settings = r.Settings.merged(in.Set, in.Unset)
 	clear(t.limits)
 	t.mark(kindRig, r.Name)
-	t.log(now, "rig.set", r.Name, by, settingsText(in.Set, in.Unset))
+	text := settingsText(in.Set, in.Unset)
+	if in.Access != "" {
+		t.reachAnew(r, now, by, in)
+		text = strings.TrimPrefix(text+", "+plain(in.Access, 200), ", ")
+	}
+	t.log(now, "rig.set", r.Name, by, text)
 	return nil
+}
+
+// reachAnew forgets what is known of a rig's upstream: it is reached with another
+// credential from now on.
+func (t *Town) reachAnew(r *Rig, now Time, by string, in SetRig) {
+	if in.Secret != nil {
+		r.Secret = *in.Secret
+	}
+	r.FetchedAt = 0
+	for _, kind := range []string{"rig/", "push/"} {
+		t.dropBreaker(now, kind+r.Name, by, in.Access)
+	}
 }
 
 func settingsText(set Settings, unset []string) string {

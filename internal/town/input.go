@@ -84,6 +84,10 @@ type (
 		Set   Settings
 		Unset []string
 		Gates *[]Gate
+		// Access says in words how the rig is reached differently now, "" for not;
+		// Secret is the new name of its credential, nil for the same.
+		Access string
+		Secret *string
 	}
 	// DropRig removes a rig. Refused while it has beads that are not terminal, unless Force cancels them.
 	DropRig struct {

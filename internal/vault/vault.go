@@ -3,8 +3,13 @@
 //
 // A secret has a name of one to six components joined by "/", such as
 // "provider/house" or "git/<town>/<rig>". Each lives in a file of its own
-// under the vault's directory (0700), mode 0600, so that a program that needs
-// one (git's credential helper) can be given a path instead of the value.
+// under the vault's directory (0700), mode 0600, encrypted with AES-256-GCM; the
+// name is authenticated with it, so that a file can't stand for another secret.
+//
+// The key lies in a file of its own, made at the first start, refused when others
+// may read it. The file has two keys while a rotation is under way. A missing or
+// wrong key is an error before anything is written. Plain files of earlier versions
+// are encrypted at the first Open, crash-safely.
 //
 // Writes are atomic and durable: a reader sees the old value or the new one,
 // and what Put returned nil for survives a power cut. All access goes through
@@ -17,7 +22,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -38,13 +42,20 @@ const (
 
 // Vault is an open directory of secrets.
 type Vault struct {
-	dir  string
-	root *os.Root
+	dir     string
+	root    *os.Root
+	keyFile string
+	keys    []key // the one to write with first
 }
 
-// Open opens the vault in dir, creating it when it is missing, and takes away
-// everybody else's access to it.
-func Open(dir string) (*Vault, error) {
+// Open is OpenWith, with the key in the file beside the vault.
+func Open(dir string) (*Vault, error) { return OpenWith(dir, "") }
+
+// OpenWith opens the vault in dir with the key in keyFile ("" for DefaultKeyFile),
+// creating both when they are missing, and takes away everybody else's access to
+// the vault. errs.NotFound when only the key is missing, errs.Forbidden when it
+// is not the vault's or others may read it.
+func OpenWith(dir, keyFile string) (*Vault, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, errs.Wrap(errs.Internal, err, "opening the vault")
@@ -59,7 +70,14 @@ func Open(dir string) (*Vault, error) {
 	if err != nil {
 		return nil, errs.Wrap(errs.Internal, err, "opening the vault")
 	}
-	return &Vault{dir: abs, root: root}, nil
+	if keyFile == "" {
+		keyFile = DefaultKeyFile(abs)
+	}
+	v := &Vault{dir: abs, root: root}
+	if err := v.unlock(keyFile); err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return v, nil
 }
 
 // Close releases the directory.
@@ -73,13 +91,18 @@ func (v *Vault) Put(name string, value []byte) error {
 	if len(value) > MaxValue {
 		return errs.New(errs.Invalid, "the secret %q has %d bytes, more than %d", name, len(value), MaxValue)
 	}
+	return v.store(name, value)
+}
+
+// store writes the encrypted file of a secret.
+func (v *Vault) store(name string, value []byte) error {
 	dir := path.Dir(name)
 	if err := v.root.MkdirAll(dir, 0o700); err != nil {
 		return storeError(err, name)
 	}
 	// The leading dot keeps a half-written file out of List and out of reach of any valid name.
 	tmp := path.Join(dir, ".tmp-"+rand.Text())
-	if err := v.writeFile(tmp, value); err != nil {
+	if err := v.writeFile(tmp, v.keys[0].seal(name, value)); err != nil {
 		return errs.Wrap(errs.Internal, errors.Join(err, v.root.Remove(tmp)), "storing the secret %q", name)
 	}
 	if err := v.root.Rename(tmp, name); err != nil {
@@ -122,19 +145,11 @@ func (v *Vault) Get(name string) ([]byte, error) {
 	if err := validName(name); err != nil {
 		return nil, err
 	}
-	f, err := v.root.Open(name)
+	file, err := v.read(name)
 	if err != nil {
 		return nil, missing(err, name)
 	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, missing(errors.Join(fs.ErrNotExist, err), name)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, MaxValue))
-	if err != nil {
-		return nil, errs.Wrap(errs.Internal, err, "reading the secret %q", name)
-	}
-	return b, nil
+	return v.plain(name, file)
 }
 
 // Delete removes name, errs.NotFound when there is none.
@@ -198,15 +213,6 @@ func (v *Vault) List(prefix string) ([]string, error) {
 	}
 	sort.Strings(names)
 	return names, nil
-}
-
-// Path returns the absolute path of the file that holds name, whether or not
-// it exists.
-func (v *Vault) Path(name string) (string, error) {
-	if err := validName(name); err != nil {
-		return "", err
-	}
-	return filepath.Join(v.dir, filepath.FromSlash(name)), nil
 }
 
 // validName accepts components of letters, digits, ".", "_" and "-" that begin

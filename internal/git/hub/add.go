@@ -104,17 +104,7 @@ func (h *Hub) fill(ctx context.Context, dir string, r Remote, empty bool) (strin
 	if err := h.checkContent(ctx, dir, tip); err != nil {
 		return "", err
 	}
-	ref := "refs/heads/" + r.Target
-	_, err = h.talk(ctx, r, dir, talkTimeout, append(pushArgs(r), "--dry-run", "--", r.URL, tip+":"+ref)...)
-	if err != nil && !strings.Contains(stdoutOf(err), "[rejected]") { // a tip that moved meanwhile was offered for writing
-		err = classify(err)
-		if errs.Is(err, errs.Unavailable) {
-			return "", err
-		}
-		return "", &errs.Error{Kind: errs.Forbidden, Message: "the server can read the upstream repository, but not push to it",
-			Hint: "give a token or key that may write (--git-token-file)", Err: err}
-	}
-	return tip, nil
+	return tip, h.mayPush(ctx, dir, r, tip)
 }
 
 // firstCommit gives an empty upstream its first commit.

@@ -18,11 +18,13 @@
 // refs/heads/<target>, its own references, or any commit by its id. A target
 // named gt, or below gt/, is refused: that space belongs to agents.
 //
-// Credentials: Remote.Secret names a vault entry that holds a token, or
-// user:password, on its first line. git reads it through a credential helper
-// bound to the remote's own scheme and host, so it is in no argv, URL or
-// environment, and another host that the remote redirects to gets nothing.
-// ssh uses the server's own keys and agent.
+// Credentials: Remote.Secret names a vault entry, see package credential. git gets
+// a login through a credential helper bound to the remote's own scheme and host and
+// the environment of this one call, so it is in no argv, file or URL; with a
+// credential no redirect is followed. ssh gets the rig's key from an agent of ours
+// that lives as long as the call, and knows the host keys that were recorded for the
+// rig: the first one met is, see HostsName. Without a credential ssh uses the
+// server's own keys and agent.
 //
 // Errors carry a kind: errs.Unavailable (upstream can't be reached, worth a
 // retry), errs.Forbidden (credentials, protected branch), errs.NotFound (no such

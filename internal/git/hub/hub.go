@@ -16,6 +16,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/git"
+	"gastown/internal/git/credential"
 	"gastown/internal/vault"
 )
 
@@ -44,6 +45,8 @@ type Remote struct {
 	URL    string // see git.ValidRemoteURL
 	Target string // the branch that merges land on
 	Secret string // vault entry with the credential, "" for none
+	// Try is used instead of the one that Secret names, to see whether it works.
+	Try *credential.Credential
 	// UpdateWorktree lets Land push to a branch that is checked out in a clean
 	// working copy on this machine, and updates its files too.
 	UpdateWorktree bool
@@ -51,11 +54,12 @@ type Remote struct {
 
 // Hub is the set of repositories under one root.
 type Hub struct {
-	root  string
-	git   *git.Git
-	vault *vault.Vault
-	log   *slog.Logger
-	now   func() time.Time
+	root   string
+	git    *git.Git
+	vault  *vault.Vault
+	log    *slog.Logger
+	now    func() time.Time
+	logins *credential.Logins
 
 	mu    sync.Mutex             // guards what follows
 	sizes map[string]sized       // of towns, measured within sizeFresh
@@ -88,7 +92,7 @@ func Open(root string, v *vault.Vault, log *slog.Logger) (*Hub, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	h := &Hub{root: abs, git: g, vault: v, log: log, now: time.Now, locks: map[string]*repoLock{}, sizes: map[string]sized{},
+	h := &Hub{root: abs, git: g, vault: v, log: log, now: time.Now, logins: credential.NewLogins(time.Now), locks: map[string]*repoLock{}, sizes: map[string]sized{},
 		begun: map[string][]time.Time{}}
 	return h, h.sweepTemp()
 }

@@ -13,6 +13,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/git"
+	"gastown/internal/git/credential"
 	"gastown/internal/vault"
 )
 
@@ -231,7 +232,7 @@ func TestAddRefusesWhatCannotWorkAndLeavesNothing(t *testing.T) {
 		for _, r := range []Remote{
 			{URL: "ext::sh -c x", Target: "main"}, {URL: "--upload-pack=x", Target: "main"}, {URL: "https://u:p@h/x", Target: "main"},
 			{URL: w.upstream, Target: "--x"}, {URL: w.upstream, Target: ""}, {URL: w.upstream, Target: "gt/x"}, {URL: w.upstream, Target: "gt"},
-			{URL: w.upstream, Target: "main", Secret: "git/a/b"},
+			{URL: w.upstream, Target: "main", Try: &credential.Credential{Kind: credential.Token, Secret: "x"}},
 		} {
 			_, err := w.Add(ctx, rig, r, AddOptions{})
 			wantKind(t, err, errs.Invalid)

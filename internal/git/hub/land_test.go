@@ -301,7 +301,7 @@ func TestTheTokenComesFromTheVault(t *testing.T) {
 			r := Remote{URL: s.URL + "/up.git", Target: "main"}
 
 			_, err := w.Add(t.Context(), rig, r, AddOptions{})
-			wantKind(t, err, errs.Forbidden, "--git-token-file")
+			wantKind(t, err, errs.Forbidden, "--credential-file")
 			r.Secret = "git/springfield/app"
 			_, err = w.Add(t.Context(), rig, r, AddOptions{})
 			wantKind(t, err, errs.NotFound, "secret")
@@ -370,7 +370,7 @@ func redirected(t *testing.T, askFirst bool) {
 	wantKind(t, err, errs.Forbidden)
 	mu.Lock()
 	defer mu.Unlock()
-	if asked == 0 || got != "" {
+	if asked != 0 || got != "" {
 		t.Errorf("the other host was asked %d times and got %q", asked, got)
 	}
 }

@@ -3,7 +3,6 @@ package hub
 import (
 	"context"
 	"errors"
-	"net/url"
 	"slices"
 	"sort"
 	"strings"
@@ -13,19 +12,12 @@ import (
 	"gastown/internal/git"
 )
 
-// credentialHelper answers git's question for a credential from a file. Only
-// builtins of the shell touch the value, so it is in no argv.
-const credentialHelper = `!f() { test "$1" = get || exit 0; read -r t <"$GASTOWN_CREDENTIAL_FILE"; case "$t" in ` +
-	`*:*) printf 'username=%s\npassword=%s\n' "${t%%:*}" "${t#*:}";; ` +
-	`?*) printf 'username=x-access-token\npassword=%s\n' "$t";; esac; }; f`
-
 func checkRemote(r Remote) error {
 	if err := git.ValidRemoteURL(r.URL); err != nil {
 		return err
 	}
-	if r.Secret != "" && !strings.HasPrefix(r.URL, "https://") && !strings.HasPrefix(r.URL, "http://") {
-		return errs.New(errs.Invalid, "a git token works with https only").
-			WithHint("use an https URL, or leave the token out")
+	if r.Try != nil {
+		return r.Try.Check(r.URL)
 	}
 	return nil
 }
@@ -54,7 +46,7 @@ func (h *Hub) talk(ctx context.Context, r Remote, gitDir string, d time.Duration
 		c.Dir = h.root // never the server's own working directory, which may be a repository
 		c.Env = append(c.Env, "GIT_CEILING_DIRECTORIES="+h.root)
 	}
-	token, err := h.access(r, &c)
+	with, err := h.access(ctx, r, &c)
 	if err != nil {
 		return git.Output{}, err
 	}
@@ -64,53 +56,10 @@ func (h *Hub) talk(ctx context.Context, r Remote, gitDir string, d time.Duration
 	}
 	var exit *git.ExitError
 	if errors.As(err, &exit) {
-		exit.Stderr = git.Redact(exit.Stderr, token...)
-		exit.Stdout = []byte(git.Redact(string(exit.Stdout), token...))
+		exit.Stderr = git.Redact(exit.Stderr, with.hide...)
+		exit.Stdout = []byte(git.Redact(string(exit.Stdout), with.hide...))
 	}
-	return out, err
-}
-
-// access gives c the protocol and the credential of r, and nothing else. It
-// returns the secret strings, for redaction.
-func (h *Hub) access(r Remote, c *git.Cmd) ([]string, error) {
-	proto := "ssh"
-	switch {
-	case git.LocalPath(r.URL) != "":
-		proto = "file"
-	case strings.HasPrefix(r.URL, "https://"):
-		proto = "https"
-	case strings.HasPrefix(r.URL, "http://"):
-		proto = "http:https"
-	}
-	c.Env = append(c.Env, "GIT_ALLOW_PROTOCOL="+proto)
-	c.Config = append(c.Config,
-		git.Setting{Key: "http.lowSpeedLimit", Value: "500"}, // bytes per second, for so many seconds:
-		git.Setting{Key: "http.lowSpeedTime", Value: "60"},
-		git.Setting{Key: "credential.helper", Value: ""},
-	)
-	if r.Secret == "" {
-		return nil, nil
-	}
-	if h.vault == nil {
-		return nil, errs.New(errs.Internal, "the hub has no vault to take the git token from")
-	}
-	value, err := h.vault.Get(r.Secret)
-	if err != nil {
-		return nil, errs.Wrap(errs.KindOf(err), err, "reading the rig's git token")
-	}
-	file, err := h.vault.Path(r.Secret)
-	if err != nil {
-		return nil, err
-	}
-	u, err := url.Parse(r.URL)
-	if err != nil {
-		return nil, errs.New(errs.Invalid, "the git URL does not parse")
-	}
-	c.Env = append(c.Env, "GASTOWN_CREDENTIAL_FILE="+file)
-	c.Config = append(c.Config, git.Setting{Key: "credential." + u.Scheme + "://" + u.Host + ".helper", Value: credentialHelper})
-	token := strings.TrimSpace(string(value))
-	_, password, _ := strings.Cut(token, ":")
-	return []string{token, password}, nil
+	return out, h.leave(r, with, err)
 }
 
 // Branches is what a remote says about itself.
@@ -184,17 +133,19 @@ func classify(err error) error {
 	case has("dubious ownership"):
 		return fail(errs.Forbidden, "the upstream repository belongs to another user", "run the server as its owner, or make that user own it")
 	case has("host key verification failed"):
-		return fail(errs.Forbidden, "the upstream's ssh host key is not known", "connect once with ssh as the server's user and accept the key")
+		return fail(errs.Forbidden, "the upstream's ssh host key is not the known one", "compare it with what the host's owner says; with an ssh key of the rig: gastown rig set RIG --forget-host-keys, without one: connect once with ssh as the server's user")
 	case has("could not read username", "could not read password", "terminal prompts disabled"):
-		return fail(errs.Forbidden, "upstream asks for credentials", "give the rig a token with --git-token-file; a private repository may look missing without one")
+		return fail(errs.Forbidden, "upstream asks for credentials", "give the rig a credential with --credential-file; a private repository may look missing without one")
 	case has("authentication failed", "invalid username or password", "permission denied", "access denied",
-		"returned error: 401", "returned error: 403", "permission to ", "not authorized", "unauthorized"):
+		"returned error: 401", "returned error: 403", "permission to ", "marked as read only", "write access", "not allowed to push", "not authorized", "unauthorized"):
 		return fail(errs.Forbidden, "upstream refused the credentials", "check the token or ssh key and what it may do")
 	case has("could not resolve host", "connection refused", "timed out", "connection reset", "failed to connect",
 		"couldn't connect", "network is unreachable", "no route to host", "returned error: 5", "returned error: 429",
 		"early eof", "unexpected disconnect", "ssl", "tls", "operation too slow", "connection closed", "name or service not known",
 		"temporary failure in name resolution", "empty reply from server"):
 		return fail(errs.Unavailable, "upstream can't be reached", "check the address, the network, and that the host answers")
+	case has("returned error: 30"):
+		return fail(errs.Forbidden, "upstream redirects elsewhere, where the rig's credential is not sent", "add the rig with the address that it redirects to")
 	case has("couldn't find remote ref"):
 		return fail(errs.NotFound, "upstream has no such branch", "check the rig's target branch")
 	case has("not found", "does not exist", "does not appear to be a git repository", "returned error: 404",
