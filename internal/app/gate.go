@@ -9,6 +9,7 @@ import (
 
 	"gastown/internal/api"
 	"gastown/internal/errs"
+	"gastown/internal/runner/wire"
 )
 
 // gate stands before the server's handler, so that the server behind it can be
@@ -117,6 +118,7 @@ func comeAgain(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", api.ProblemType)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Retry-After", "1")
+	w.Header().Set(wire.HeaderAway, "1")
 	w.WriteHeader(http.StatusServiceUnavailable)
 	// The client may be gone; there is nobody else to tell.
 	_ = json.NewEncoder(w).Encode(p)

@@ -43,6 +43,7 @@ type ModelConfig struct {
 	Limits     ModelLimits       // hears of limits; nil: nobody does
 	Meter      ModelMeter        // hears what answers used; nil: nobody does
 	WaitHeader string            // header that tells of a limit: milliseconds to wait, -1 when not stated; "": none
+	AwayHeader string            // header of answers that mean: ask again later, nothing happened; "": none
 	Transport  http.RoundTripper // default: one with sane limits
 	Log        *slog.Logger      // default: discards
 }
@@ -106,6 +107,9 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	grant, err := m.policy.ModelAccess(r, name)
 	if err != nil {
+		if errs.Is(err, errs.Unavailable) {
+			m.away(w)
+		}
 		m.fail(w, err)
 		return
 	}
@@ -278,12 +282,22 @@ func (m *model) failed(w http.ResponseWriter, r *http.Request, err error) {
 		if a, ok := r.Context().Value(askedKey{}).(asked); ok {
 			m.unheard(a)
 		}
+		// Its sender may be there all the same, when it is the server that ends.
+		m.away(w)
+		problem(w, http.StatusServiceUnavailable, errs.Unavailable, "the server is stopping", "try again in a moment")
 	case errors.Is(err, errRedirect):
 		problem(w, http.StatusBadGateway, errs.Unavailable, "the model provider answered with a redirect, which is not followed",
 			"correct the provider's base URL on the server")
 	default:
 		m.log.Warn("a model provider can't be reached", "host", r.URL.Host, "err", err)
 		problem(w, http.StatusBadGateway, errs.Unavailable, "the model provider can't be reached", "")
+	}
+}
+
+// away marks an answer that is to come.
+func (m *model) away(w http.ResponseWriter) {
+	if m.cfg.AwayHeader != "" {
+		w.Header().Set(m.cfg.AwayHeader, "1")
 	}
 }
 

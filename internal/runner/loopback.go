@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gastown/internal/errs"
@@ -54,6 +55,7 @@ type loopback struct {
 	base   string
 	secret string // of the runner's own git processes
 	own    [sha256.Size]byte
+	kept   atomic.Int64 // bytes of requests that may be sent again
 
 	mu      sync.RWMutex // guards tenants
 	tenants map[string]*tenant
@@ -182,7 +184,7 @@ func (l *loopback) git(w http.ResponseWriter, r *http.Request, rest, run, epoch 
 		http.Error(w, "this is no path of a repository", http.StatusNotFound)
 		return
 	}
-	l.forward(w, r, u, run, epoch, forwardHooks{})
+	l.forward(w, r, u, run, epoch, l.holding(0), forwardHooks{}) // a push is sent once
 }
 
 func (l *loopback) model(w http.ResponseWriter, r *http.Request, rest string, t *tenant) {
@@ -195,7 +197,7 @@ func (l *loopback) model(w http.ResponseWriter, r *http.Request, rest string, t 
 		http.Error(w, "this is no path of a model API", http.StatusNotFound)
 		return
 	}
-	l.forward(w, r, u, t.id, strconv.FormatInt(t.epoch, 10), forwardHooks{alive: t.alive, answered: t.answered})
+	l.forward(w, r, u, t.id, strconv.FormatInt(t.epoch, 10), l.holding(holdCuts), forwardHooks{alive: t.alive, answered: t.answered})
 }
 
 // forwardHooks are told what passes; both may be nil.
@@ -206,7 +208,7 @@ type forwardHooks struct {
 
 // forward proxies without buffering. Credentials of the caller are removed,
 // the sandbox token takes their place.
-func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, run, epoch string, h forwardHooks) {
+func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, run, epoch string, via http.RoundTripper, h forwardHooks) {
 	// Else net/http closes the request's body as soon as the answer begins, and
 	// where that meets the transport's last look at the body, it cuts the answer
 	// off. A writer that knows no full duplex has no such body.
@@ -214,7 +216,7 @@ func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, r
 	token := l.api.bearer()
 	p := &httputil.ReverseProxy{
 		FlushInterval: -1,
-		Transport:     l.api.transport,
+		Transport:     via,
 		ErrorLog:      l.srv.ErrorLog,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL, pr.Out.Host = u, u.Host
@@ -235,6 +237,7 @@ func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, r
 				h.answered(res.StatusCode, res.Header.Get(wire.HeaderWait))
 				res.Header.Del(wire.HeaderWait)
 			}
+			res.Header.Del(wire.HeaderAway)
 			if h.alive != nil && res.StatusCode != http.StatusSwitchingProtocols {
 				res.Body = &livelyBody{ReadCloser: res.Body, alive: h.alive}
 			}

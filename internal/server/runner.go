@@ -54,7 +54,7 @@ func (s *Server) registerRunner() {
 
 	s.limits[wire.PathModel], s.most[wire.PathModel] = -1, ofItsRuns
 	s.mux.Handle(wire.PathModel, gateway.NewModel(s.providers, s, gateway.ModelConfig{
-		Prefix: wire.PathModel, Limits: s, Meter: s, WaitHeader: wire.HeaderWait, Transport: s.cfg.ModelTransport, Log: s.log}))
+		Prefix: wire.PathModel, Limits: s, Meter: s, WaitHeader: wire.HeaderWait, AwayHeader: wire.HeaderAway, Transport: s.cfg.ModelTransport, Log: s.log}))
 	if s.cfg.Git != nil {
 		s.limits[wire.PathGit] = -1
 		s.mux.Handle(wire.PathGit, s.cfg.Git(s))

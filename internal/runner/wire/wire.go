@@ -39,6 +39,10 @@ const (
 // for how many milliseconds, or -1 when the provider does not say.
 const HeaderWait = "Gastown-Wait-Ms"
 
+// HeaderAway marks an answer of a server that is starting, stopping or busy with
+// itself: what was asked did not happen, and whoever forwarded it may ask again.
+const HeaderAway = "Gastown-Away"
+
 // Environment of the runner inside its sandbox. The token comes on file
 // descriptor 3.
 const (
