@@ -22,7 +22,8 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"gastown": func() { os.Exit(cli.Main(context.Background(), os.Args[1:], cli.Process(""))) },
+		"ask-model": func() { os.Exit(askModel()) },
+		"gastown":   func() { os.Exit(cli.Main(context.Background(), os.Args[1:], cli.Process(""))) },
 	})
 }
 

@@ -36,6 +36,7 @@ func TestServersComeAndGo(t *testing.T) {
 		{"killed servers finish every bead once", testKilledServers},
 		{"restarts leave a sleeping town alone", testRestartsAsleep},
 		{"restarts find an awake town's sandbox again", testRestartsAwake},
+		{"a model request is held over a restart of the server", testHeldRequests},
 		{"SIGTERM leaves sandboxes to the next server", testTerminated},
 		{"SIGINT at a terminal drains sandboxes", testInterrupted},
 		{"a second SIGINT leaves at once", testInterruptedTwice},
