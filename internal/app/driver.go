@@ -9,6 +9,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/image"
+	"gastown/internal/runner/apart"
 	"gastown/internal/runner/wire"
 	"gastown/internal/sandbox"
 	"gastown/internal/sandbox/docker"
@@ -38,7 +39,7 @@ type driver interface {
 
 // Where things of this machine are in a container.
 const (
-	insideSocket  = "/run/gastown"
+	insideSocket  = sandbox.Door + "/server"
 	insidePresets = "/etc/gastown/presets"
 )
 
@@ -103,7 +104,11 @@ func (a *App) runner(program string) (command, env []string) {
 	if presets != "" {
 		env = append(env, EnvPresets+"="+presets)
 	}
-	return []string{program, "runner"}, env
+	command = []string{program, "runner"}
+	if a.cfg.driver() == driverDocker {
+		command = append(command, "--apart="+string(apart.UID))
+	}
+	return command, env
 }
 
 // socketDir is the directory of the socket for sandboxes. Containers see the
@@ -117,7 +122,8 @@ func (a *App) socketDir() (string, error) {
 }
 
 // socketMode keeps others from the socket for sandboxes. In containers another
-// user dials it; on this machine the data directory is closed to others.
+// user dials it, and it is behind a door that agents can't open; on this machine
+// the data directory is closed to others.
 func (a *App) socketMode() os.FileMode {
 	if a.cfg.driver() == driverDocker {
 		return 0o666

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"gastown/internal/errs"
+	"gastown/internal/runner/apart"
 )
 
 // Places in the image.
@@ -39,12 +40,11 @@ const (
 // Users of the image.
 const (
 	RunnerUser = 1000 // the runner, which starts and ends agents
-	AgentUser  = 1001 // agents and their tools
 )
 
 // Init is the first process of the image, see package inside.
 func Init() []string {
-	return []string{Program, "sandbox-init", fmt.Sprintf("--uid=%d", RunnerUser)}
+	return []string{Program, "sandbox-init", fmt.Sprintf("--uid=%d", RunnerUser), "--apart"}
 }
 
 // Config says what to put in. Gastown is required.
@@ -115,9 +115,15 @@ func (b *builder) skeleton() {
 		return fmt.Sprintf("%s:x:%d:%d:%s:/town/home:/bin/sh\n", name, id, id, name)
 	}
 	group := func(name string, id int) string { return fmt.Sprintf("%s:x:%d:\n", name, id) }
+	// Some programs end when their user has no name.
+	var users, groups strings.Builder
+	for id := apart.FirstUser; id <= apart.LastUser; id++ {
+		users.WriteString(user(fmt.Sprintf("agent%d", id), id))
+		groups.WriteString(group(fmt.Sprintf("agent%d", id), id))
+	}
 	for name, text := range map[string]string{
-		"/etc/passwd":        user("root", 0) + user("runner", RunnerUser) + user("agent", AgentUser) + user("nobody", 65534),
-		"/etc/group":         group("root", 0) + group("runner", RunnerUser) + group("agent", AgentUser) + group("nogroup", 65534),
+		"/etc/passwd":        user("root", 0) + user("runner", RunnerUser) + user("nobody", 65534) + users.String(),
+		"/etc/group":         group("root", 0) + group("runner", RunnerUser) + group("nogroup", 65534) + groups.String(),
 		"/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 		"/etc/hosts":         "127.0.0.1 localhost\n",
 	} {

@@ -49,7 +49,7 @@ func BenchmarkPrepareWorktree100Files(b *testing.B) {
 	for b.Loop() {
 		i++
 		bead := fmt.Sprintf("app-%05d", i)
-		_, err := c.prepare(context.Background(), filepath.Join(f.disk, "work", bead), bead, filepath.Join(f.disk, "trash"),
+		_, err := c.prepare(context.Background(), filepath.Join(f.disk, "work", bead), filepath.Join(f.disk, "trash"),
 			treeSpec{bead: bead, branch: "gt/nux/" + bead, start: commit})
 		if err != nil {
 			b.Fatal(err)
@@ -66,12 +66,12 @@ func BenchmarkPrepareFromASpare100Files(b *testing.B) {
 		i++
 		bead := fmt.Sprintf("app-%05d", i)
 		b.StopTimer()
-		if err := sp.fill(context.Background(), c, filepath.Join(f.disk, "trash"), commit); err != nil {
+		if err := sp.fill(context.Background(), none(b), c, filepath.Join(f.disk, "trash"), commit); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()
-		_, err := c.prepare(context.Background(), filepath.Join(f.disk, "work", bead), bead, filepath.Join(f.disk, "trash"),
-			treeSpec{bead: bead, branch: "gt/nux/" + bead, start: commit, spares: sp})
+		_, err := c.prepare(context.Background(), filepath.Join(f.disk, "work", bead), filepath.Join(f.disk, "trash"),
+			treeSpec{bead: bead, branch: "gt/nux/" + bead, start: commit, spare: sp.take("app")})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/git"
+	"gastown/internal/runner/apart"
 )
 
 // checkpointer saves the work in progress of one run: a commit of all files
@@ -22,11 +23,10 @@ import (
 // The agent's branch, index and files are not touched.
 type checkpointer struct {
 	tree    *worktree
-	run     string
-	epoch   int64
-	ref     string // refs/gastown/wip/<bead>/<epoch>
-	start   string // the commit at which the run began: there is nothing to save on it
-	scratch string // directory of the private index, this checkpointer's alone
+	hub     hubAccess // the run's own
+	ref     string    // refs/gastown/wip/<bead>/<epoch>
+	start   string    // the commit at which the run began: there is nothing to save on it
+	scratch string    // directory of the private index, this checkpointer's alone
 	author  string
 	maxFile int64 // bytes; larger untracked files are left out
 
@@ -73,7 +73,7 @@ func (c *checkpointer) saveLocked(ctx context.Context, local bool) (saved, error
 	}
 	defer func() {
 		// What stays is removed by the next checkpoint.
-		_ = os.RemoveAll(c.scratch)
+		_ = apart.Remove(c.scratch)
 	}()
 	left, err := p.fill(ctx, c.maxFile, c.commit)
 	if err != nil {
@@ -109,15 +109,16 @@ func (c *checkpointer) saveLocked(ctx context.Context, local bool) (saved, error
 	return saved{Commit: commit, Left: left}, nil
 }
 
-// publish keeps the commit in the local clone too, so that nothing collects it.
+// publish keeps the commit in the worktree's repository too, so that nothing
+// collects it, and sends it to the hub or, as what stays on the disk, to the clone.
 func (c *checkpointer) publish(ctx context.Context, commit string, local bool) error {
 	if _, err := c.tree.run(ctx, "update-ref", c.ref, commit); err != nil {
 		return err
 	}
 	if local {
-		return nil
+		return c.tree.clone.adopt(ctx, c.tree, c.start, commit, c.ref)
 	}
-	return c.tree.clone.push(ctx, c.run, c.epoch, commit, c.ref)
+	return c.tree.push(ctx, c.hub, commit, c.ref)
 }
 
 // privateIndex is an index file of our own over the agent's files.
@@ -129,32 +130,40 @@ type privateIndex struct {
 // open makes a fresh private index, seeded with the agent's, so that unchanged
 // files need not be read.
 func (c *checkpointer) open() (*privateIndex, error) {
-	if err := os.RemoveAll(c.scratch); err != nil {
+	if err := apart.Remove(c.scratch); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(c.scratch, 0o700); err != nil {
 		return nil, err
 	}
 	p := &privateIndex{tree: c.tree, file: filepath.Join(c.scratch, "index")}
-	src, err := os.Open(filepath.Join(c.tree.admin, "index"))
+	if err := p.seed(); err != nil {
+		return nil, err
+	}
+	return p, c.tree.cell.Give(c.scratch)
+}
+
+// seed copies the agent's index, if there is one.
+func (p *privateIndex) seed() error {
+	src, err := p.tree.cell.Open(filepath.Join(p.tree.admin, "index"))
 	if errors.Is(err, os.ErrNotExist) {
-		return p, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	dst, err := os.OpenFile(p.file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return nil, errors.Join(err, src.Close())
+		return errors.Join(err, src.Close())
 	}
 	_, err = io.Copy(dst, src)
 	st, serr := src.Stat()
 	if err = errors.Join(err, serr, src.Close(), dst.Close()); err != nil {
-		return nil, err
+		return err
 	}
 	// git takes entries as new as their index for possibly stale: the copy must
 	// not look newer than it is.
-	return p, os.Chtimes(p.file, st.ModTime(), st.ModTime())
+	return os.Chtimes(p.file, st.ModTime(), st.ModTime())
 }
 
 func (p *privateIndex) git(ctx context.Context, stdin []string, args ...string) (string, error) {
@@ -163,7 +172,7 @@ func (p *privateIndex) git(ctx context.Context, stdin []string, args ...string) 
 	if stdin != nil {
 		c.Stdin = strings.NewReader(strings.Join(stdin, "\x00") + "\x00")
 	}
-	out, err := p.tree.clone.of.git.Do(ctx, c)
+	out, err := p.tree.do(ctx, c)
 	return string(out.Stdout), err
 }
 
@@ -353,6 +362,6 @@ func (p *privateIndex) commit(ctx context.Context, head, tree, author string) (s
 	c.Env = append(c.Env, "GIT_AUTHOR_NAME="+name, "GIT_AUTHOR_EMAIL="+email,
 		"GIT_COMMITTER_NAME="+name, "GIT_COMMITTER_EMAIL="+email)
 	c.Config = []git.Setting{{Key: "commit.gpgSign", Value: "false"}}
-	out, err := p.tree.clone.of.git.Do(ctx, c)
+	out, err := p.tree.do(ctx, c)
 	return strings.TrimSpace(string(out.Stdout)), err
 }

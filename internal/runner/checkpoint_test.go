@@ -35,14 +35,14 @@ func newWorkbench(t testing.TB) *workbench {
 	f.must(b.clone.dir, "fetch", "-q", f.work, "+HEAD:refs/gastown/have/x")
 	f.write(f.disk, "trash/.keep", "")
 	b.w = b.prepare("")
-	b.c = &checkpointer{tree: b.w, run: theRun, epoch: 1, ref: "refs/gastown/wip/app-aaaaa/1", start: f.tip,
+	b.c = &checkpointer{tree: b.w, ref: "refs/gastown/wip/app-aaaaa/1", start: f.tip,
 		scratch: filepath.Join(f.disk, "tmp"), author: "A <a@x>", maxFile: 1 << 20}
 	return b
 }
 
 func (b *workbench) prepare(resume string) *worktree {
 	b.t.Helper()
-	w, err := b.clone.prepare(context.Background(), filepath.Join(b.disk, "work", theBead), theBead, filepath.Join(b.disk, "trash"),
+	w, err := b.clone.prepare(context.Background(), filepath.Join(b.disk, "work", theBead), filepath.Join(b.disk, "trash"),
 		treeSpec{bead: theBead, branch: branch, start: b.tip, resume: resume, config: agentConfig("http://127.0.0.1:1/x.git", "secret", "A \"B\" <a@x>")})
 	if err != nil {
 		b.t.Fatal(err)
@@ -299,9 +299,9 @@ func TestPreparingIsAPureFunctionOfItsSpec(t *testing.T) {
 	b.write(b.w.dir, "ignored", "stays?")
 	b.must(b.w.dir, "update-index", "--assume-unchanged", "a.txt")
 	b.must(b.w.dir, "commit", "-q", "--allow-empty", "-m", "x")
-	b.must(b.w.dir, "config", "--worktree", "core.bare", "true")
+	b.must(b.w.dir, "config", "core.bare", "true")
 	b.write(b.w.admin, "index.lock", "")
-	b.write(b.clone.dir, "refs/heads/"+branch+".lock", "")
+	b.write(b.w.admin, "refs/heads/"+branch+".lock", "")
 	b.w = b.prepare("")
 	if got := b.must(b.w.dir, "status", "--porcelain=v2", "--branch", "--ignored"); got != want {
 		t.Errorf("the state is\n%s\nnot\n%s", got, want)
@@ -327,17 +327,17 @@ func TestASpareWorktreeBecomesTheRunsWithNothingLeftOfIt(t *testing.T) {
 	sp := newSpares(filepath.Join(b.disk, "spare"))
 	trash := filepath.Join(b.disk, "trash")
 	for range 2 {
-		if err := sp.fill(t.Context(), b.clone, trash, other); err != nil {
+		if err := sp.fill(t.Context(), none(t), b.clone, trash, other); err != nil {
 			t.Fatal(err)
 		}
 	}
-	dir, admin := sp.paths(b.clone)
+	dir, admin := filepath.Join(b.disk, "spare", "app", "tree"), filepath.Join(b.disk, "spare", "app", "git")
 	if got, err := os.ReadFile(filepath.Join(dir, "a.txt")); err != nil || string(got) != "two\n" {
 		t.Fatalf("the spare's a.txt is %q, %v", got, err)
 	}
 	b.must(b.w.dir, "worktree", "prune")
 	want := b.must(b.w.dir, "status", "--porcelain=v2", "--branch", "--ignored")
-	w, err := b.clone.prepare(t.Context(), b.w.dir, theBead, trash, treeSpec{bead: theBead, branch: branch, start: b.tip, spares: sp})
+	w, err := b.clone.prepare(t.Context(), b.w.room, trash, treeSpec{bead: theBead, branch: branch, start: b.tip, spare: sp.take("app")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +352,7 @@ func TestASpareWorktreeBecomesTheRunsWithNothingLeftOfIt(t *testing.T) {
 			t.Errorf("%s is still there (%v)", p, err)
 		}
 	}
-	if _, err := b.clone.prepare(t.Context(), b.w.dir, theBead, trash, treeSpec{bead: theBead, branch: branch, start: b.tip, spares: sp}); err != nil {
+	if _, err := b.clone.prepare(t.Context(), b.w.room, trash, treeSpec{bead: theBead, branch: branch, start: b.tip, spare: sp.take("app")}); err != nil {
 		t.Errorf("without a spare: %v", err)
 	}
 }
@@ -360,7 +360,7 @@ func TestASpareWorktreeBecomesTheRunsWithNothingLeftOfIt(t *testing.T) {
 func TestAWorktreesRemoteIsItsOwn(t *testing.T) {
 	t.Parallel()
 	b := newWorkbench(t)
-	other, err := b.clone.prepare(t.Context(), filepath.Join(b.disk, "work", "app-bbbbb"), "app-bbbbb", filepath.Join(b.disk, "trash"),
+	other, err := b.clone.prepare(t.Context(), filepath.Join(b.disk, "work", "app-bbbbb"), filepath.Join(b.disk, "trash"),
 		treeSpec{bead: "app-bbbbb", branch: "gt/x/app-bbbbb", start: b.tip, config: agentConfig("http://127.0.0.1:1/other.git", "o", "")})
 	if err != nil {
 		t.Fatal(err)

@@ -74,14 +74,14 @@ func TestAWorktreeInTheMakingBreaksNoOtherFetch(t *testing.T) {
 	b := newWorkbench(t)
 	missing := strings.Repeat("1", 40)
 	for _, s := range []treeSpec{{bead: "app-bbbbb", start: missing}, {bead: "app-ccccc", branch: "gt/jet/app-ccccc", start: missing}} {
-		if _, err := b.clone.prepare(context.Background(), filepath.Join(b.disk, "work", s.bead), s.bead, filepath.Join(b.disk, "trash"), s); err == nil {
+		if _, err := b.clone.prepare(context.Background(), filepath.Join(b.disk, "work", s.bead), filepath.Join(b.disk, "trash"), s); err == nil {
 			t.Fatal("a worktree was made of a commit that nobody has")
 		}
 	}
 	b.write(b.work, "a.txt", "two\n")
 	b.must(b.work, "commit", "-q", "-a", "-m", "another")
 	b.must(b.clone.dir, "fetch", "-q", b.work, "+HEAD:refs/gastown/have/other")
-	w, err := b.clone.prepare(context.Background(), filepath.Join(b.disk, "gates", "app-bbbbb"), "app-bbbbb", filepath.Join(b.disk, "trash"),
+	w, err := b.clone.prepare(context.Background(), filepath.Join(b.disk, "gates", "app-bbbbb"), filepath.Join(b.disk, "trash"),
 		treeSpec{bead: "app-bbbbb", start: b.must(b.work, "rev-parse", "HEAD")})
 	if err != nil {
 		t.Fatal(err)

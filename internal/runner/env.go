@@ -2,7 +2,11 @@ package runner
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
+
+	"gastown/internal/errs"
+	"gastown/internal/runner/apart"
 )
 
 // gateMarker marks the processes of a gate, wherever they move to.
@@ -21,13 +25,14 @@ func kept() []string {
 
 // toolEnv is the environment of agents and gates: no secrets, and a git that
 // asks nothing, runs no hooks and reads no configuration but the repository's.
-func toolEnv() []string {
+// own takes the place of what it names.
+func toolEnv(own []string) []string {
 	env := []string{"LANG=C.UTF-8"}
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
 		for _, k := range kept() {
 			prefix, wild := strings.CutSuffix(k, "*")
-			if name == k || wild && strings.HasPrefix(name, prefix) {
+			if (name == k || wild && strings.HasPrefix(name, prefix)) && !replaced(own, name) {
 				env = append(env, kv)
 			}
 		}
@@ -42,7 +47,41 @@ func toolEnv() []string {
 		n := string(rune('0' + i))
 		env = append(env, "GIT_CONFIG_KEY_"+n+"="+c[0], "GIT_CONFIG_VALUE_"+n+"="+c[1])
 	}
-	return env
+	return append(env, own...)
+}
+
+// replaced says whether own has other values for a variable of the runner. With
+// another home, what is found below the runner's is out of reach.
+func replaced(own []string, name string) bool {
+	for _, kv := range own {
+		if k, _, _ := strings.Cut(kv, "="); k == name || k == "HOME" && strings.HasPrefix(name, "XDG_") {
+			return true
+		}
+	}
+	return false
+}
+
+// privateEnv gives a cell that can't use the runner's home and temporary directory
+// its own, in rooms of it. Homes outlive runs.
+func (r *Runner) privateEnv(cell apart.Cell, room, homeRoom string) ([]string, error) {
+	if !r.apart.Private() {
+		return nil, nil
+	}
+	home, tmp := filepath.Join(homeRoom, roomHome), filepath.Join(room, roomTmp)
+	for _, dir := range []string{filepath.Dir(home), filepath.Dir(tmp)} {
+		if err := cell.Room(dir); err != nil {
+			return nil, errs.Wrap(errs.Unavailable, err, "a room for a home")
+		}
+	}
+	for _, dir := range []string{home, tmp} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, errs.Wrap(errs.Unavailable, err, "a home")
+		}
+		if err := cell.Give(dir); err != nil {
+			return nil, errs.Wrap(errs.Unavailable, err, "giving a home away")
+		}
+	}
+	return []string{"HOME=" + home, "TMPDIR=" + tmp}, nil
 }
 
 func withDefault(list, add string) string {

@@ -80,26 +80,31 @@ func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.Gat
 		return nil, err
 	}
 	id := j.Bead + "-" + strconv.Itoa(j.N)
-	// In the clone's list of worktrees a gate must not meet a bead of that name.
-	w, err := clone.prepare(ctx, filepath.Join(r.dir("gates"), id), "gate."+id, r.dir("trash"),
-		treeSpec{bead: j.Bead, start: j.Candidate})
+	home, free := r.gateHome(j.Rig, id)
+	defer free()
+	cell, err := r.apart.Enter(filepath.Join(home, roomHome))
 	if err != nil {
 		return nil, err
 	}
-	defer r.tidy(w)
-	cell, err := r.apart.Enter(w.dir)
-	if err != nil {
-		return nil, err
-	}
+	var w *worktree
 	defer func() {
 		if err := cell.Leave(); err != nil {
 			r.log.Error("what a gate started did not end", "bead", j.Bead, "err", err)
 		}
+		r.tidy(w)
 	}()
+	room := filepath.Join(r.dir("gates"), id)
+	if w, err = clone.prepare(ctx, room, r.dir("trash"), treeSpec{bead: j.Bead, start: j.Candidate, cell: cell}); err != nil {
+		return nil, err
+	}
+	env, err := r.privateEnv(cell, room, home)
+	if err != nil {
+		return nil, err
+	}
 	results := []town.GateRun{}
 	for _, g := range j.Gates {
 		logPath := filepath.Join(r.dir("logs/gates"), id+"-"+fileName(g.Name)+".log")
-		res, err := runGate(ctx, cell, w.dir, g, logPath)
+		res, err := runGate(ctx, place{cell: cell, dir: w.dir, env: env}, g, logPath)
 		if err != nil {
 			return nil, err
 		}
@@ -111,9 +116,37 @@ func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.Gat
 	return results, nil
 }
 
-// runGate runs one command in dir and kills everything that it started, when
+// gateHome is the room of the home of a rig's gates: their caches make them fast.
+// A job that meets another in it has one for itself, which goes with its worktree.
+func (r *Runner) gateHome(rig, id string) (room string, free func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.gateHomes[rig] {
+		room = filepath.Join(r.dir("gates"), id+".home")
+		return room, func() {
+			if err := discard(room, r.dir("trash")); err != nil {
+				r.log.Warn("the home of a gate was not removed", "err", err)
+			}
+		}
+	}
+	r.gateHomes[rig] = true
+	return filepath.Join(r.dir("gates"), "home."+rig), func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.gateHomes, rig)
+	}
+}
+
+// place is where a gate runs.
+type place struct {
+	cell apart.Cell
+	dir  string
+	env  []string // in place of the runner's own
+}
+
+// runGate runs one command and kills everything that it started, when
 // it ends or at its limit. An error means that it could not be started.
-func runGate(ctx context.Context, cell apart.Cell, dir string, g town.GateLimit, logPath string) (town.GateRun, error) {
+func runGate(ctx context.Context, at place, g town.GateLimit, logPath string) (town.GateRun, error) {
 	res := town.GateRun{Name: g.Name}
 	out, err := newGateLog(logPath)
 	if err != nil {
@@ -125,15 +158,15 @@ func runGate(ctx context.Context, cell apart.Cell, dir string, g town.GateLimit,
 	}
 	marker := rand.Text()
 	cmd := exec.Command("/bin/sh", "-c", g.Command)
-	cmd.Dir = dir
-	cmd.Env = append(toolEnv(), gateMarker+"="+marker, "CI=true")
+	cmd.Dir = at.dir
+	cmd.Env = append(toolEnv(at.env), gateMarker+"="+marker, "CI=true")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Stdout, cmd.Stderr = out, out
 	// After the shell's end its output is waited for only so long: a child that
 	// keeps the pipe open is killed below.
 	cmd.WaitDelay = time.Second
 	begin := time.Now()
-	if err := cell.Start(cmd); err != nil {
+	if err := at.cell.Start(cmd); err != nil {
 		return res, errors.Join(errs.Wrap(errs.Unavailable, err, "starting gate %s", g.Name), out.close())
 	}
 	timer := time.NewTimer(limit)
@@ -146,7 +179,7 @@ func runGate(ctx context.Context, cell apart.Cell, dir string, g town.GateLimit,
 		res.TimedOut = true
 	case <-ctx.Done():
 	}
-	end := func() { killAll(cmd.Process.Pid, marker); cell.Sweep(2 * time.Second) }
+	end := func() { killAll(cmd.Process.Pid, marker); at.cell.Sweep(2 * time.Second) }
 	end()
 	if res.TimedOut || ctx.Err() != nil {
 		err = <-ended

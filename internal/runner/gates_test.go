@@ -86,7 +86,7 @@ func TestAGateAtItsLimitTakesItsChildrenWithIt(t *testing.T) {
 	if _, err := os.Stat("/usr/bin/setsid"); err != nil {
 		cmd = strings.Replace(cmd, "setsid ", "", 1)
 	}
-	res, err := runGate(t.Context(), apart.Open(), dir, town.GateLimit{Name: "slow", Command: cmd, TimeoutMS: 1000}, filepath.Join(dir, "log"))
+	res, err := runGate(t.Context(), place{cell: apart.Open(), dir: dir}, town.GateLimit{Name: "slow", Command: cmd, TimeoutMS: 1000}, filepath.Join(dir, "log"))
 	if err != nil || !res.TimedOut || res.Passed || !strings.Contains(res.Log, "started") {
 		t.Fatalf("%+v, %v", res, err)
 	}
@@ -118,7 +118,7 @@ func running(pid int) bool {
 func TestAGateKeepsTheEndOfALongOutput(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	res, err := runGate(t.Context(), apart.Open(), dir, gate("long", "yes 0123456789 | head -n 50000; echo the end"), filepath.Join(dir, "log"))
+	res, err := runGate(t.Context(), place{cell: apart.Open(), dir: dir}, gate("long", "yes 0123456789 | head -n 50000; echo the end"), filepath.Join(dir, "log"))
 	if err != nil || !res.Passed || len(res.Log) > town.MaxLog || !strings.HasSuffix(res.Log, "the end\n") {
 		t.Errorf("%d bytes, %v", len(res.Log), err)
 	}

@@ -24,6 +24,7 @@ import (
 	"gastown/internal/errs"
 	"gastown/internal/gateway"
 	"gastown/internal/git/hub"
+	"gastown/internal/runner/apart"
 	"gastown/internal/runner/wire"
 	"gastown/internal/town"
 )
@@ -539,6 +540,16 @@ func testLog(t testing.TB) *slog.Logger {
 	}()
 	t.Cleanup(func() { _ = pw.Close(); <-done }) // a pipe's close can't fail
 	return slog.New(slog.NewTextHandler(pw, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// none is the keeper that keeps nothing apart.
+func none(t testing.TB) *apart.Keeper {
+	t.Helper()
+	k, err := apart.New(apart.None)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }
 
 // commandPreset is a preset that runs a shell command as its agent.

@@ -47,13 +47,15 @@ type Runner struct {
 	trash sync.Mutex     // held while the trash is emptied
 	work  sync.WaitGroup // goroutines of runs, gates and checkpoints
 
-	mu      sync.Mutex // guards the fields below
-	runs    map[runKey]*run
-	gates   map[gateKey]*gateRun
-	leaving []*gateRun // told to stop, not yet over
-	drain   bool
-	drained bool
-	closing bool
+	mu   sync.Mutex // guards the fields below
+	runs map[runKey]*run
+	// Rigs whose gates' home is in use.
+	gateHomes map[string]bool
+	gates     map[gateKey]*gateRun
+	leaving   []*gateRun // told to stop, not yet over
+	drain     bool
+	drained   bool
+	closing   bool
 }
 
 // why says why a runner ends.
@@ -134,17 +136,15 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 		return nil, err
 	}
 	r := &Runner{apart: keeper, cfg: cfg, log: cfg.Log, api: a, beats: make(chan time.Duration, 1), diskLost: make(chan struct{}, 1),
-		runs: map[runKey]*run{}, gates: map[gateKey]*gateRun{}}
+		runs: map[runKey]*run{}, gateHomes: map[string]bool{}, gates: map[gateKey]*gateRun{}}
 	for _, d := range []string{"tmp", "outbox"} {
 		// Leftovers of an older boot: its reports are of a generation that is over.
-		if err := os.RemoveAll(r.dir(d)); err != nil {
+		if err := apart.Remove(r.dir(d)); err != nil {
 			return nil, errs.Wrap(errs.Unavailable, err, "the sandbox's disk")
 		}
 	}
-	for _, d := range []string{"rigs", "work", "spare", "gates", "trash", "tmp", "outbox", "logs/gates"} {
-		if err := os.MkdirAll(r.dir(d), 0o755); err != nil {
-			return nil, errs.Wrap(errs.Unavailable, err, "the sandbox's disk")
-		}
+	if err := r.makeDirs(); err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "the sandbox's disk")
 	}
 	if r.outbox, err = newOutbox(filepath.Join(r.dir("outbox"), stream), stream, r.log); err != nil {
 		return nil, err
@@ -161,6 +161,29 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 		return nil, errors.Join(errs.Wrap(errs.Unavailable, err, "clearing the disk"), r.outbox.close(), r.loopback.close())
 	}
 	return r, nil
+}
+
+// makeDirs makes what is on the disk. What cells have no business in is closed to
+// them, also on a disk that an older runner left.
+func (r *Runner) makeDirs() error {
+	for _, d := range []string{"rigs", "work", "spare", "gates"} {
+		if err := os.MkdirAll(r.dir(d), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{"trash", "tmp", "outbox", "unsent", "logs", "logs/gates"} {
+		if err := errors.Join(os.MkdirAll(r.dir(d), 0o700), os.Chmod(r.dir(d), 0o700)); err != nil {
+			return err
+		}
+	}
+	if !r.apart.Private() {
+		return nil
+	}
+	// The runner's home, which the first process of the container made.
+	if err := os.Chmod(r.dir("home"), 0o700); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // dir is a directory on the disk.
@@ -332,7 +355,7 @@ func (r *Runner) emptyTrash() {
 		if r.awake.Err() != nil {
 			return
 		}
-		err = errors.Join(err, os.RemoveAll(filepath.Join(r.dir("trash"), e.Name())))
+		err = errors.Join(err, apart.Remove(filepath.Join(r.dir("trash"), e.Name())))
 	}
 	if err != nil {
 		r.log.Warn("old worktrees were not removed", "err", err)

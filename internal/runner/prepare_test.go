@@ -41,7 +41,7 @@ exec "`+program+`" "$@"
 	if b.clone.of.git, err = git.New(); err != nil {
 		t.Fatal(err)
 	}
-	w, err := b.clone.prepare(context.Background(), filepath.Join(b.disk, "work", "app-bbbbb"), "app-bbbbb", filepath.Join(b.disk, "trash"),
+	w, err := b.clone.prepare(context.Background(), filepath.Join(b.disk, "work", "app-bbbbb"), filepath.Join(b.disk, "trash"),
 		treeSpec{bead: "app-bbbbb", branch: "gt/jet/app-bbbbb", start: tip})
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,8 @@ package runner
 
 import (
 	"context"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,10 +22,11 @@ const hubTimeout = 10 * time.Minute
 // localTimeout bounds a git call that stays on the disk.
 const localTimeout = 5 * time.Minute
 
-// hubAccess is how the runner's own git processes reach the hub: through the
-// runner's loopback, with a secret that goes by environment.
+// hubAccess is how git processes reach the hub: through the runner's loopback,
+// with a secret that goes by environment. The clones' have the runner's, those of
+// a worktree their run's.
 type hubAccess struct {
-	base   string // http://127.0.0.1:port/git/-
+	base   string // http://127.0.0.1:port/git/-, or /git/<run>
 	secret string
 }
 
@@ -36,6 +39,7 @@ func (h hubAccess) command(dir, run string, epoch int64, args ...string) git.Cmd
 		Dir: dir, GitDir: dir, Args: args,
 		Env: []string{"GIT_ALLOW_PROTOCOL=http"},
 		Config: []git.Setting{
+			{Key: key}, // forgets what the repository says
 			{Key: key, Value: "Authorization: Bearer " + h.secret},
 			{Key: "http.proxy", Value: ""},
 			{Key: "http.followRedirects", Value: "false"},
@@ -50,7 +54,7 @@ func (h hubAccess) command(dir, run string, epoch int64, args ...string) git.Cmd
 	return c
 }
 
-// rigs keeps one bare clone per rig, shared by its worktrees.
+// rigs keeps one bare clone per rig, whose objects its worktrees share.
 type rigs struct {
 	root string
 	git  *git.Git
@@ -73,8 +77,8 @@ type rigClone struct {
 }
 
 // get returns the clone of a rig, making an empty one when there is none. name
-// must be valid. The configuration is written anew at each boot, because
-// agents can write to the clone.
+// must be valid. The configuration is written anew at each boot, because where
+// nothing keeps agents apart from the runner they can write to the clone.
 func (r *rigs) get(name string) (*rigClone, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,13 +86,13 @@ func (r *rigs) get(name string) (*rigClone, error) {
 		return c, nil
 	}
 	c := &rigClone{name: name, dir: filepath.Join(r.root, name+".git"), of: r}
-	for _, d := range []string{"objects/info", "objects/pack", "refs/heads", "refs/tags", "worktrees"} {
+	for _, d := range []string{"objects/info", "objects/pack", "refs/heads", "refs/tags"} {
 		if err := os.MkdirAll(filepath.Join(c.dir, d), 0o755); err != nil {
 			return nil, errs.Wrap(errs.Unavailable, err, "the clone of rig %s", name)
 		}
 	}
 	for file, text := range map[string]string{
-		"config": cloneConfig(), "config.worktree": "[core]\n\tbare = true\n", "HEAD": "ref: refs/heads/main\n",
+		"config": gitConfig() + "[core]\n\tbare = true\n", "HEAD": "ref: refs/heads/main\n",
 	} {
 		if err := writeFile(filepath.Join(c.dir, file), text); err != nil {
 			return nil, errs.Wrap(errs.Unavailable, err, "the clone of rig %s", name)
@@ -98,17 +102,15 @@ func (r *rigs) get(name string) (*rigClone, error) {
 	return c, nil
 }
 
-// cloneConfig is shared by all worktrees of a rig. core.bare is not in it but
-// in config.worktree: else a worktree would count as bare. Each worktree has a
-// remote of its own.
-func cloneConfig() string {
+// gitConfig is what every repository here has.
+func gitConfig() string {
 	var b strings.Builder
 	b.WriteString("[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tlogAllRefUpdates = true\n" +
 		"\thooksPath = /dev/null\n\tfsmonitor = false\n")
 	if runtime.GOOS == "darwin" {
 		b.WriteString("\tignorecase = true\n\tprecomposeunicode = true\n")
 	}
-	b.WriteString("[extensions]\n\tworktreeConfig = true\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n" +
+	b.WriteString("[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n" +
 		"[protocol \"ext\"]\n\tallow = never\n[advice]\n\tdetachedHead = false\n")
 	return b.String()
 }
@@ -152,11 +154,26 @@ func (c *rigClone) ensure(ctx context.Context, oid, bead string) error {
 	return nil
 }
 
-// push sends a commit to a reference of the hub, on behalf of a run.
-func (c *rigClone) push(ctx context.Context, run string, epoch int64, commit, ref string) error {
-	ctx, cancel := context.WithTimeout(ctx, hubTimeout)
+// adopt copies a commit that was made in a worktree, with what is not here of its
+// history after start, and keeps it under a reference. Only a stream of objects
+// passes between the two repositories: the clone's git reads nothing else of what
+// an agent can write.
+func (c *rigClone) adopt(ctx context.Context, w *worktree, start, commit, ref string) error {
+	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
-	_, err := c.of.git.Do(ctx, c.of.hub.command(c.dir, run, epoch, "push", "--quiet", "--no-verify",
-		"--recurse-submodules=no", "--", c.of.hub.url(c.name), "+"+commit+":"+ref))
+	pr, pw := io.Pipe()
+	packed := make(chan error, 1)
+	go func() {
+		pack := w.cmd("pack-objects", "--revs", "--local", "--stdout", "-q")
+		pack.Stdin, pack.Stdout = strings.NewReader(commit+"\n^"+start+"\n"), pw
+		_, err := w.do(ctx, pack)
+		packed <- errors.Join(err, pw.CloseWithError(err))
+	}()
+	_, err := c.of.git.Do(ctx, git.Cmd{Dir: c.dir, GitDir: c.dir, Args: []string{"index-pack", "--stdin"}, Stdin: pr})
+	err = errors.Join(err, pr.CloseWithError(io.ErrClosedPipe), <-packed)
+	if err != nil {
+		return errs.Wrap(errs.Unavailable, err, "keeping a checkpoint on the disk")
+	}
+	_, err = c.of.git.RunBare(ctx, c.dir, "update-ref", ref, commit)
 	return err
 }

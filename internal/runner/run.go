@@ -91,6 +91,7 @@ type run struct {
 	nudges   []town.Nudge     // not delivered
 	nudged   int              // number of the last one taken over
 	cell     apart.Cell       // where its processes live; nil until it is prepared
+	env      []string         // what its processes have instead of the runner's own
 	tree     *worktree
 	saver    *checkpointer
 	session  agent.Session
@@ -221,7 +222,7 @@ func (n *run) live() ending {
 	n.mu.Unlock()
 	n.r.outbox.add(town.Report{Kind: town.ReportStarted, Run: n.key.id, Epoch: n.key.epoch, PID: sess.PID(), Session: sess.SessionID()})
 	n.r.goes(func() {
-		if err := n.r.spares.fill(n.r.awake, n.tree.clone, n.r.dir("trash"), n.want.Start); err != nil && n.r.awake.Err() == nil {
+		if err := n.r.spares.fill(n.r.awake, n.r.apart, n.tree.clone, n.r.dir("trash"), n.want.Start); err != nil && n.r.awake.Err() == nil {
 			n.log.Warn("no spare worktree was made", "err", err)
 		}
 	})
@@ -249,32 +250,34 @@ func (n *run) prepare() error {
 		return err
 	}
 	d := n.want
-	dir := filepath.Join(n.r.dir("work"), d.Rig, d.Bead)
 	if kept := n.r.takeUnsent(n.prepared, d, clone); kept != "" {
 		d.Resume = kept
 	} else if later := n.r.takeLater(n.prepared, d, clone); later != "" {
 		d.Resume = later
 	}
-	url := n.r.loopback.base + "/git/" + d.ID + "/" + d.Rig + ".git"
-	w, err := clone.prepare(n.prepared, dir, d.Bead, n.r.dir("trash"), treeSpec{
-		bead: d.Bead, branch: d.Branch, start: d.Start, resume: d.Resume, config: agentConfig(url, n.secret, n.rig.Author),
-		spares: n.r.spares,
+	room := filepath.Join(n.r.dir("work"), d.Rig, d.Bead)
+	spare, err := n.enter(room)
+	if err != nil {
+		return err
+	}
+	w, err := clone.prepare(n.prepared, room, n.r.dir("trash"), treeSpec{
+		bead: d.Bead, branch: d.Branch, start: d.Start, resume: d.Resume, config: agentConfig(n.hub().url(d.Rig), n.secret, n.rig.Author),
+		spare: spare, cell: n.cell,
 	})
 	if err != nil {
 		return err
 	}
-	cell, err := n.r.apart.Enter(dir)
+	env, err := n.r.privateEnv(n.cell, room, room)
 	if err != nil {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.cell = cell
-	n.tree = w
+	n.tree, n.env = w, env
 	n.saver = &checkpointer{
-		tree: w, run: d.ID, epoch: d.Epoch, start: d.Start, author: n.rig.Author,
+		tree: w, hub: n.hub(), start: d.Start, author: n.rig.Author,
 		ref:     "refs/gastown/wip/" + d.Bead + "/" + strconv.FormatInt(d.Epoch, 10),
-		scratch: filepath.Join(n.r.dir("tmp"), "checkpoint-"+d.Rig+"-"+d.Bead),
+		scratch: filepath.Join(room, roomIndex),
 		maxFile: int64(n.rig.MaxFileMB) << 20,
 	}
 	text := fmt.Sprintf("worktree on %s at %.12s, ready after %d ms", d.Branch, d.Start, time.Since(begin).Milliseconds())
@@ -283,6 +286,26 @@ func (n *run) prepare() error {
 	}
 	n.story("worktree_ready", text)
 	return nil
+}
+
+// hub is how git reaches the hub as this run.
+func (n *run) hub() hubAccess {
+	return hubAccess{base: n.r.loopback.base + "/git/" + n.want.ID, secret: n.secret}
+}
+
+// enter gives the run a cell: that of the rig's spare worktree, which it takes,
+// or one.
+func (n *run) enter(room string) (*spare, error) {
+	spare := n.r.spares.take(n.want.Rig)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if spare != nil {
+		n.cell = spare.cell
+		return spare, nil
+	}
+	var err error
+	n.cell, err = n.r.apart.Enter(filepath.Join(room, roomHome))
+	return nil, err
 }
 
 // start launches the agent.
@@ -294,7 +317,7 @@ func (n *run) start() (agent.Session, error) {
 	}
 	spec := agent.Spec{
 		Preset: preset, Dir: n.tree.dir, SelfExe: n.r.cfg.SelfExe, LoadSession: d.Session,
-		Env: append(toolEnv(), "GASTOWN_RUN="+d.ID, "GASTOWN_BEAD="+d.Bead, "GASTOWN_RIG="+d.Rig),
+		Env: append(toolEnv(n.env), "GASTOWN_RUN="+d.ID, "GASTOWN_BEAD="+d.Bead, "GASTOWN_RIG="+d.Rig),
 		MCP: []agent.MCPServer{{Name: "gastown", URL: n.r.loopback.base + "/mcp/" + d.ID,
 			Headers: map[string]string{"Authorization": "Bearer " + n.secret}}},
 		OnEvent: n.event, Start: n.cell.Start, Sweep: n.cell.Sweep,

@@ -143,7 +143,7 @@ func TestAServerThatIsAwayWhenAnAgentIsDoneCostsNoTurn(t *testing.T) {
 	f.begin(nil)
 	f.awaitFile("half.txt")
 	f.change(func() { f.down, f.calls = true, nil })
-	if err := os.WriteFile(filepath.Join(f.disk, "work", "app", theBead, "go.txt"), nil, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(f.disk, "work", "app", theBead, "tree", "go.txt"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	f.await("pushes in vain", func() bool {
@@ -257,7 +257,7 @@ func alive(pid int) bool {
 // agent, so it is looked for again and again.
 func (f *fakeTown) awaitFile(name string) {
 	f.t.Helper()
-	f.awaitPath(filepath.Join(f.disk, "work", "app", theBead, name))
+	f.awaitPath(filepath.Join(f.disk, "work", "app", theBead, "tree", name))
 }
 
 func (f *fakeTown) awaitPath(path string) {
@@ -375,7 +375,7 @@ func TestResumeRestoresUntrackedFilesAndTheBranch(t *testing.T) {
 	for file, want := range map[string]string{
 		"status": " M a.txt\n?? new/\n?? ready\n", "subject": "committed\n", "content": "three\nfresh\n",
 	} {
-		got, err := os.ReadFile(filepath.Join(f.disk, "work", "app", file))
+		got, err := os.ReadFile(filepath.Join(f.disk, "work", "app", theBead, file))
 		if err != nil || string(got) != want {
 			t.Errorf("%s is %q (%v), want %q", file, got, err, want)
 		}

@@ -130,7 +130,7 @@ func (n *run) complete(ctx context.Context, summary string) (string, error) {
 }
 
 func (n *run) pushBranch(ctx context.Context, tree *worktree, head string) error {
-	err := tree.clone.push(ctx, n.key.id, n.key.epoch, head, "refs/heads/"+n.want.Branch)
+	err := tree.push(ctx, n.hub(), head, "refs/heads/"+n.want.Branch)
 	switch {
 	case err == nil:
 		return nil

@@ -11,36 +11,55 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/git"
+	"gastown/internal/runner/apart"
 )
 
-// worktree is where one agent works. git finds the repository by the two paths
-// here, never by the .git file, which an agent can change.
+// worktree is where one agent works: its files and a repository of its own, which
+// finds the objects of the rig in the runner's clone. An agent can change all of
+// it. So git is told where the repository is, instead of finding it by the .git
+// file, and runs in the run's cell, with the rights of the agent: what an agent
+// writes into the configuration gives it nothing that it has not.
 type worktree struct {
-	dir    string // the files
-	admin  string // <clone>/worktrees/<bead>
+	room   string // the run's directory
+	dir    string // the files: <room>/tree
+	admin  string // the repository: <room>/git
 	branch string
 	clone  *rigClone
+	cell   apart.Cell
 }
+
+// What is in a room besides a home, which outlives the worktree.
+const (
+	roomTree  = "tree"
+	roomGit   = "git"
+	roomTmp   = "tmp"   // the agent's temporary files
+	roomIndex = "index" // the private index of a checkpoint
+	roomHome  = "home"
+)
 
 // treeSpec says what a worktree must be: a pure function of these.
 type treeSpec struct {
 	bead   string
 	branch string // "" for a detached one
 	start  string
-	resume string  // a checkpoint: its first parent is checked out, its files are left uncommitted
-	config string  // further configuration, for this worktree alone
-	spares *spares // where a spare worktree may be taken from; nil for none
+	resume string     // a checkpoint: its first parent is checked out, its files are left uncommitted
+	config string     // further configuration, for this worktree alone
+	spare  *spare     // a worktree that is taken and changed; nil for none
+	cell   apart.Cell // nil: one that keeps nothing apart. That of the spare, if there is one
 }
 
-// prepare makes the worktree at dir from nothing; what stood there is moved to
-// trash. All names must be valid.
-func (c *rigClone) prepare(ctx context.Context, dir, id, trash string, s treeSpec) (*worktree, error) {
-	w := &worktree{dir: dir, admin: filepath.Join(c.dir, "worktrees", id), branch: s.branch, clone: c}
-	if err := w.remove(trash); err != nil {
+// prepare makes the worktree in a room from nothing; what stood there, but the
+// home, is moved to trash. All names must be valid.
+func (c *rigClone) prepare(ctx context.Context, room, trash string, s treeSpec) (*worktree, error) {
+	w := &worktree{room: room, dir: filepath.Join(room, roomTree), admin: filepath.Join(room, roomGit), branch: s.branch, clone: c, cell: s.cell}
+	if w.cell == nil {
+		w.cell = apart.Open()
+	}
+	if err := w.clear(trash); err != nil {
 		return nil, err
 	}
-	if s.spares != nil && !s.spares.take(w) {
-		if err := w.remove(trash); err != nil { // half a spare
+	if s.spare != nil && !s.spare.moveTo(w) {
+		if err := w.clear(trash); err != nil { // half a spare
 			return nil, err
 		}
 	}
@@ -78,47 +97,64 @@ func (w *worktree) checkout(ctx context.Context, commit string) error {
 	return err
 }
 
-// layout writes what `git worktree add` would, without a process.
+// layout writes a repository that borrows the clone's objects, without a process.
+// HEAD names a branch that is not born: the commit may not be here yet.
 func (w *worktree) layout(s treeSpec) error {
-	for _, d := range []string{w.dir, w.admin} {
+	if err := w.makeRoom(); err != nil {
+		return err
+	}
+	for _, d := range []string{w.dir, w.admin, filepath.Join(w.admin, "objects", "info"), filepath.Join(w.admin, "objects", "pack"), filepath.Join(w.admin, "refs", "heads")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
-	// Not the commit itself, which may not be here yet: every other fetch into this
-	// clone would fail at a worktree whose HEAD names what is missing.
 	head := "ref: refs/gastown/unborn\n"
 	if w.branch != "" {
 		head = "ref: refs/heads/" + w.branch + "\n"
-		// A git that was killed may have left the branch locked; nobody else works on it.
-		lock := filepath.Join(w.clone.dir, "refs", "heads", filepath.FromSlash(w.branch)+".lock")
-		if err := os.Remove(lock); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
-			return err
-		}
 	}
 	files := []struct{ path, text string }{
 		{filepath.Join(w.dir, ".git"), "gitdir: " + w.admin + "\n"},
-		{filepath.Join(w.admin, "gitdir"), filepath.Join(w.dir, ".git") + "\n"},
-		{filepath.Join(w.admin, "commondir"), "../..\n"},
 		{filepath.Join(w.admin, "HEAD"), head},
-		{filepath.Join(w.admin, "config.worktree"), s.config},
+		{filepath.Join(w.admin, "config"), gitConfig() + s.config},
+		{filepath.Join(w.admin, "objects", "info", "alternates"), filepath.Join(w.clone.dir, "objects") + "\n"},
 	}
 	for _, f := range files {
 		if err := os.WriteFile(f.path, []byte(f.text), 0o600); err != nil {
 			return err
 		}
 	}
-	return nil
+	err := errors.Join(w.cell.Give(w.admin), w.cell.Give(w.dir))
+	for _, f := range files {
+		err = errors.Join(err, w.cell.Give(f.path)) // those in a spare
+	}
+	return err
 }
 
-// remove moves the worktree out of the way; trash is emptied in the background.
-func (w *worktree) remove(trash string) error {
-	for _, p := range []string{w.dir, w.admin} {
-		if err := discard(p, trash); err != nil {
+// makeRoom makes the room, closed to other runs.
+func (w *worktree) makeRoom() error {
+	return errors.Join(os.MkdirAll(w.room, 0o755), w.cell.Room(w.room))
+}
+
+// clear moves what is in the room, but the home, out of the way; trash is emptied
+// in the background.
+func (w *worktree) clear(trash string) error {
+	for _, name := range []string{roomTree, roomGit, roomTmp, roomIndex} {
+		if err := discard(filepath.Join(w.room, name), trash); err != nil {
 			return errs.Wrap(errs.Unavailable, err, "moving an old worktree away")
 		}
 	}
-	return os.MkdirAll(filepath.Dir(w.dir), 0o755)
+	return nil
+}
+
+// remove clears the room, and removes it if no home is in it.
+func (w *worktree) remove(trash string) error {
+	if err := w.clear(trash); err != nil {
+		return err
+	}
+	if err := os.Remove(w.room); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+		return errs.Wrap(errs.Unavailable, err, "removing the room of an old worktree")
+	}
+	return nil
 }
 
 // discard moves a path to trash; that it does not exist is fine.
@@ -135,11 +171,27 @@ func (w *worktree) cmd(args ...string) git.Cmd {
 	return git.Cmd{Dir: w.dir, GitDir: w.admin, Args: args, Env: []string{"GIT_WORK_TREE=" + w.dir}}
 }
 
+// do makes a call in the run's cell.
+func (w *worktree) do(ctx context.Context, c git.Cmd) (git.Output, error) {
+	defer w.cell.Hold()()
+	c.Start = w.cell.Start
+	return w.clone.of.git.Do(ctx, c)
+}
+
 func (w *worktree) run(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
-	out, err := w.clone.of.git.Do(ctx, w.cmd(args...))
+	out, err := w.do(ctx, w.cmd(args...))
 	return strings.TrimSuffix(string(out.Stdout), "\n"), err
+}
+
+// push sends a commit to a reference of the hub, as the run itself.
+func (w *worktree) push(ctx context.Context, hub hubAccess, commit, ref string) error {
+	ctx, cancel := context.WithTimeout(ctx, hubTimeout)
+	defer cancel()
+	_, err := w.do(ctx, hub.command(w.admin, "", 0, "push", "--quiet", "--no-verify",
+		"--recurse-submodules=no", "--", hub.url(w.clone.name), "+"+commit+":"+ref))
+	return err
 }
 
 // treeState is what `done` must know of a worktree.

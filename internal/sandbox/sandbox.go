@@ -44,6 +44,10 @@ const (
 	EnvSandbox = "GASTOWN_SANDBOX" // marks everything that belongs to a sandbox; opaque
 )
 
+// Door is a directory in containers that only the runner can enter. The server's
+// socket is mounted below it.
+const Door = "/run/gastown"
+
 // MaxToken is the largest token in bytes. It fits into the buffer of a pipe on
 // every system, so that handing it over never blocks.
 const MaxToken = 4096

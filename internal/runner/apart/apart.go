@@ -19,6 +19,7 @@
 package apart
 
 import (
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -33,6 +34,13 @@ type Kind string
 const (
 	None Kind = "none" // nothing: everything runs as the runner's user
 	UID  Kind = "uid"  // each cell has a user of its own; Linux only
+)
+
+// The users of cells, and their groups, which have the same numbers. Nobody else
+// in a sandbox has one of them. More cells at once there are not.
+const (
+	FirstUser = 10001
+	LastUser  = 10256
 )
 
 // Kinds are all kinds, for messages.
@@ -62,6 +70,9 @@ type Cell interface {
 	Give(path string) error
 	// Owns reports whether path, and not what a link there points to, belongs to the cell.
 	Owns(path string) bool
+	// Open opens a file that the cell can change for reading: a regular one, which
+	// belongs to it, and not what a link there points to.
+	Open(path string) (*os.File, error)
 	// Hold tells that the runner itself uses the cell for a call; release ends it.
 	Hold() (release func())
 	// Sweep kills what runs in the cell and returns how many are left after timeout.
@@ -110,10 +121,11 @@ type open struct{}
 // Open is a cell that keeps nothing apart.
 func Open() Cell { return open{} }
 
-func (open) Start(cmd *exec.Cmd) error { return cmd.Start() }
-func (open) Room(string) error         { return nil }
-func (open) Give(string) error         { return nil }
-func (open) Owns(string) bool          { return true }
-func (open) Hold() func()              { return func() {} }
-func (open) Sweep(time.Duration) int   { return 0 }
-func (open) Leave() error              { return nil }
+func (open) Start(cmd *exec.Cmd) error       { return cmd.Start() }
+func (open) Room(string) error               { return nil }
+func (open) Give(string) error               { return nil }
+func (open) Owns(string) bool                { return true }
+func (open) Open(p string) (*os.File, error) { return os.Open(p) }
+func (open) Hold() func()                    { return func() {} }
+func (open) Sweep(time.Duration) int         { return 0 }
+func (open) Leave() error                    { return nil }

@@ -15,13 +15,6 @@ import (
 	"gastown/internal/errs"
 )
 
-// The users of cells, and their groups, which have the same numbers. Nobody else
-// in a sandbox has one of them.
-const (
-	firstUser = 10001
-	lastUser  = 19999
-)
-
 const (
 	// leaveTimeout bounds the wait for the processes of a cell to disappear.
 	leaveTimeout = 10 * time.Second
@@ -42,21 +35,21 @@ func newUsers() (*users, error) {
 	if err := settleCaps(); err != nil {
 		return nil, err
 	}
-	return &users{uid: os.Getuid(), gid: os.Getgid(), used: map[int]bool{}, next: firstUser}, nil
+	return &users{uid: os.Getuid(), gid: os.Getgid(), used: map[int]bool{}, next: FirstUser}, nil
 }
 
 func (u *users) enter(like []string) (Cell, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, path := range like {
-		if uid := ownerOf(path); uid >= firstUser && uid <= lastUser && !u.used[uid] {
+		if uid := ownerOf(path); uid >= FirstUser && uid <= LastUser && !u.used[uid] {
 			return u.takeLocked(uid), nil
 		}
 	}
-	for range lastUser - firstUser + 1 {
+	for range LastUser - FirstUser + 1 {
 		uid := u.next
-		if u.next++; u.next > lastUser {
-			u.next = firstUser
+		if u.next++; u.next > LastUser {
+			u.next = FirstUser
 		}
 		if !u.used[uid] {
 			return u.takeLocked(uid), nil
@@ -191,6 +184,19 @@ func (c *userCell) give(root *os.Root, dir string, from int) error {
 
 // Owns implements Cell.
 func (c *userCell) Owns(path string) bool { return ownerOf(path) == c.uid }
+
+// Open implements Cell. A pipe in the file's place would not be waited for.
+func (c *userCell) Open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && st.Mode().IsRegular() && owner(st) == c.uid {
+		return f, nil
+	}
+	return nil, errors.Join(errs.New(errs.Conflict, "%s is not a file of the agent", path), err, f.Close())
+}
 
 // Hold implements Cell.
 func (c *userCell) Hold() (release func()) {

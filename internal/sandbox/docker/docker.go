@@ -183,11 +183,10 @@ func (d *Driver) Exits() <-chan sandbox.Ref { return d.exits }
 
 // Isolation implements sandbox.Driver.
 func (d *Driver) Isolation() string {
-	warning := "agents run as the runner's user inside their container: they can read the sandbox's token and each other's work"
-	if d.cfg.Network != "" && d.cfg.Network != "none" {
-		warning += ", and they reach everything that the container network " + d.cfg.Network + " reaches"
+	if d.cfg.Network == "" || d.cfg.Network == "none" {
+		return ""
 	}
-	return warning
+	return "agents reach everything that the container network " + d.cfg.Network + " reaches"
 }
 
 func (d *Driver) name(town string, generation int64) string {

@@ -187,8 +187,9 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 }
 
 // capabilities are what the first process needs to prepare the disk and to start
-// and end the command as another user, which has none.
-var capabilities = []string{"CHOWN", "KILL", "SETGID", "SETUID"}
+// and end the runner as another user, and the runner to do the same with agents.
+// Agents have none.
+var capabilities = []string{"CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID"}
 
 func (d *Driver) options(spec sandbox.Spec, image string) client.ContainerCreateOptions {
 	labels := d.labels(spec.Town)

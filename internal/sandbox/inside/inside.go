@@ -4,7 +4,8 @@
 // signals on, and ends with the command.
 //
 // It runs as root with the few capabilities that the driver leaves to it. The
-// command, and all that it starts, runs as another user and has none.
+// command runs as another user. Only with --apart it has capabilities: those with
+// which the runner gives agents users of their own (see package apart).
 //
 // Its first line of output says to the driver whether the command started.
 package inside

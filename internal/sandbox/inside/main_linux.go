@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"gastown/internal/runner/apart"
 	"gastown/internal/sandbox"
 )
 
@@ -59,13 +60,14 @@ func prepare(args []string) (*exec.Cmd, error) {
 	flags := flag.NewFlagSet("sandbox-init", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	uid := flags.Int("uid", 0, "user of the command")
+	separate := flags.Bool("apart", false, "the command keeps agents apart: it gets what that takes")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
 	if flags.NArg() == 0 {
 		return nil, errors.New("no command is given")
 	}
-	if err := prepareDisk(os.Getenv(sandbox.EnvDisk), *uid); err != nil {
+	if err := errors.Join(prepareDisk(os.Getenv(sandbox.EnvDisk), *uid), closeDoor(*uid)); err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(flags.Arg(0), flags.Args()[1:]...)
@@ -74,6 +76,9 @@ func prepare(args []string) (*exec.Cmd, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if *uid != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(*uid), Gid: uint32(*uid)}
+	}
+	if *separate {
+		cmd.SysProcAttr.AmbientCaps = apart.Caps()
 	}
 	return cmd, cmd.Err
 }
@@ -93,6 +98,16 @@ func prepareDisk(disk string, uid int) error {
 		}
 	}
 	return nil
+}
+
+// closeDoor leaves the way to the server, if there is one here, to the command
+// alone, whatever the rights of what is mounted below it.
+func closeDoor(uid int) error {
+	err := os.Chmod(sandbox.Door, 0o700)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(err, os.Lchown(sandbox.Door, uid, uid))
 }
 
 // reap collects children that ended, orphans too, and reports whether the
