@@ -15,7 +15,7 @@ var mayImport = map[string][]string{
 	"internal/vault":          {"internal/errs"},
 	"internal/backup":         {"internal/errs"},
 	"internal/store":          {"internal/errs", "internal/store"},
-	"internal/sandbox":        {"internal/errs", "internal/sandbox"},
+	"internal/sandbox":        {"internal/errs", "internal/sandbox", "internal/runner/apart"},
 	"internal/git":            {"internal/errs", "internal/git", "internal/vault"},
 	"internal/gateway":        {"internal/errs", "internal/git", "internal/api", "internal/gateway"},
 	"internal/agent":          {"internal/errs", "internal/api", "internal/agent"},
