@@ -101,18 +101,34 @@ func (s Spec) commandPath(env []string) (string, error) {
 		return p.Command, nil
 	}
 	for _, kv := range env {
-		list, ok := strings.CutPrefix(kv, "PATH=")
-		if !ok {
-			continue
-		}
-		for _, dir := range filepath.SplitList(list) {
-			// A relative entry would let the repository provide the program.
-			if file := filepath.Join(dir, p.Command); filepath.IsAbs(dir) && executable(file) {
+		if list, ok := strings.CutPrefix(kv, "PATH="); ok {
+			if file := lookIn(list, p.Command); file != "" {
 				return file, nil
 			}
 		}
 	}
 	return "", missing("the program " + p.Command + " is not in PATH")
+}
+
+// lookIn finds a program in a list of directories, "" when it is in none.
+func lookIn(list, program string) string {
+	for _, dir := range filepath.SplitList(list) {
+		// A relative entry would let the repository provide the program.
+		if file := filepath.Join(dir, program); filepath.IsAbs(dir) && executable(file) {
+			return file
+		}
+	}
+	return ""
+}
+
+// Find returns where the agent's program is for a process with this PATH. It
+// fails with errs.NotFound, and how to install it, when it is nowhere. self is
+// this program, for presets that are part of it.
+func (p Preset) Find(path, self string) (string, error) {
+	if own, ok := p.Env["PATH"]; ok {
+		path = own
+	}
+	return Spec{Preset: p, SelfExe: self}.commandPath([]string{"PATH=" + path})
 }
 
 func executable(file string) bool {

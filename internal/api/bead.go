@@ -37,6 +37,7 @@ type Bead struct {
 	Checkpoint string `json:"checkpoint,omitempty" doc:"Latest work in progress that the server holds."`
 
 	Spent   Spend    `json:"spent,omitzero" doc:"What it cost in all its life."`
+	Uses    *Uses    `json:"uses,omitempty" doc:"What it is worked on with; not of an ended bead."`
 	Budgets []Budget `json:"budgets,omitempty" doc:"Its limits that are set. They count since it was made, or reopened by a person."`
 
 	Proof    *Proof            `json:"proof,omitempty"`

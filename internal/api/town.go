@@ -86,6 +86,21 @@ type Reason struct {
 	Text    string    `json:"text"`
 	Subject string    `json:"subject,omitempty"`
 	Until   time.Time `json:"until,omitzero"`
+	Uses    *Uses     `json:"uses,omitempty" doc:"Of a bead that is not ended, where it is asked for why alone."`
+}
+
+// Uses says with what a bead is worked on, and which setting says so.
+type Uses struct {
+	Agent    Choice `json:"agent" doc:"The preset."`
+	Provider Choice `json:"provider"`
+	Model    Choice `json:"model"`
+}
+
+// Choice is a value and the setting that gave it.
+type Choice struct {
+	Value string `json:"value"`
+	From  string `json:"from" doc:"bead, rig, town, server or default."`
+	Key   string `json:"key" doc:"Such as agent, or role.polecat.agent."`
 }
 
 // Hold is one reason for which a sandbox is wanted awake.

@@ -38,6 +38,7 @@ import (
 	"gastown/internal/agent"
 	"gastown/internal/doctor"
 	"gastown/internal/errs"
+	"gastown/internal/gateway"
 	"gastown/internal/git/hub"
 	"gastown/internal/hall"
 	"gastown/internal/server"
@@ -109,6 +110,7 @@ type parts struct {
 	hub    *hub.Hub
 	hall   *hall.Hall
 	server *server.Server
+	offers *offers
 	saving sync.Mutex // held while a backup is made
 }
 
@@ -275,8 +277,10 @@ func (p *parts) wire() error {
 		Notifier: a.messenger(p.vault),
 		Runner:   func(hall.TownRef, int64) (command, env []string) { return a.runner(program) },
 	}
+	p.offers = &offers{presets: presets, providers: gateway.NewProviders(p.vault), driver: a.cfg.driver(), place: a.driver, log: a.log}
+	p.offers.current.Store(p.offers.now(context.Background()))
 	p.hall = hall.New(hall.Config{
-		Store: p.store, Perform: outside, Boot: boot, Server: a.cfg.Settings, Limits: limits,
+		Store: p.store, Perform: outside, Boot: boot, Server: a.cfg.Settings, Offers: p.offers.current.Load, Limits: limits,
 		Driver: a.driver, Hub: p.hub, Log: a.log,
 	})
 	p.server, err = server.New(server.Config{
@@ -284,6 +288,7 @@ func (p *parts) wire() error {
 		Info: server.Info{Version: a.cfg.Version, Boot: boot, StartedAt: a.started, Data: a.dir, Driver: a.cfg.driver(),
 			Isolation: a.driver.Isolation(), Listen: a.url, MaxAwake: limits.MaxAwake},
 		AdminToken: token,
+		Offered:    p.lookForOffers,
 		Metrics:    p.hall.Metrics(),
 		Health:     p.store.Health,
 		Backup:     p.backup,

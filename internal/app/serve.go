@@ -84,6 +84,7 @@ func (p *parts) begin(ctx context.Context) error {
 		return err
 	}
 	p.hall.Start(context.WithoutCancel(ctx))
+	p.watchOffers()
 	p.undoDrain(ctx)
 	p.app.gate.open(p.server.Handler(), p.server.Stop)
 	return nil
@@ -270,6 +271,9 @@ func (p *parts) close() error {
 	var all []error
 	if p.hall != nil {
 		p.stopNow()
+	}
+	if p.offers != nil {
+		p.offers.stop()
 	}
 	if p.vault != nil {
 		all = append(all, p.vault.Close())

@@ -219,6 +219,7 @@ func status(b api.Bead) string {
 
 func (a *invocation) beadEditCmd() *cobra.Command {
 	var title, body, bodyFile string
+	var agent, model, provider string
 	var priority int
 	var labels, set, unset []string
 	var cmd *cobra.Command
@@ -227,6 +228,13 @@ func (a *invocation) beadEditCmd() *cobra.Command {
 		var err error
 		if e.Set, err = assignments("--set", set); err != nil {
 			return err
+		}
+		for _, s := range []struct{ flag, key, value string }{
+			{"--agent", "agent", agent}, {"--model", "model", model}, {"--provider", "provider", provider},
+		} {
+			if e.Set, err = put(e.Set, s.flag, s.key, s.value); err != nil {
+				return err
+			}
 		}
 		if err := knownKeys(unset); err != nil {
 			return err
@@ -272,6 +280,9 @@ func (a *invocation) beadEditCmd() *cobra.Command {
 	fl.StringVar(&bodyFile, "body-file", "", "file with the new body; - for stdin")
 	fl.IntVar(&priority, "priority", 2, "0 is most urgent, 4 least")
 	fl.StringArrayVar(&labels, "label", nil, "replace the labels by this one; may be repeated; empty for none")
+	fl.StringVar(&agent, "agent", "", "preset of the agent, for this bead alone")
+	fl.StringVar(&model, "model", "", "model, for this bead alone")
+	fl.StringVar(&provider, "provider", "", "model provider, for this bead alone")
 	fl.StringArrayVar(&set, "set", nil, "a setting for this bead alone, as key=value; may be repeated")
 	fl.StringArrayVar(&unset, "unset", nil, "take a setting of this bead back; may be repeated")
 	cmd.MarkFlagsMutuallyExclusive("body", "body-file")

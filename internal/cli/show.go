@@ -59,7 +59,7 @@ func (a *invocation) showBead(b api.Bead) error {
 		return err
 	}
 	if err := a.fields("why       ", reasonText(b.Why, a), "rig", b.Rig+" of town "+b.Town, "priority", fmt.Sprint(b.Priority), "labels", strings.Join(b.Labels, " "),
-		"waits for", strings.Join(b.BlockedBy, " "), "agent", b.Agent, "attempts", attempts, "spent", spentText(b),
+		"waits for", strings.Join(b.BlockedBy, " "), "agent", b.Agent, "works with", usesText(b.Uses), "attempts", attempts, "spent", spentText(b),
 		"branch", b.Branch, "base", commit(b.Base), "commit", commit(b.Commit), "checkpoint", commit(b.Checkpoint),
 		"merge", mergeText(b.Merge), "proof", a.proofText(b.Proof), "summary", b.Summary, "settings", strings.Join(set, " "),
 		"created", a.ago(b.CreatedAt)+by(b.CreatedBy), "closed", a.ago(b.ClosedAt)); err != nil {
@@ -106,6 +106,31 @@ func reasonText(r *api.Reason, a *invocation) string {
 		text += " (" + a.ago(r.Until) + ")"
 	}
 	return text
+}
+
+// usesText says with what a bead is worked on, and where each part was given.
+func usesText(u *api.Uses) string {
+	if u == nil {
+		return ""
+	}
+	var parts []string
+	for _, p := range []struct {
+		what string
+		c    api.Choice
+	}{{"agent", u.Agent}, {"provider", u.Provider}, {"model", u.Model}} {
+		if p.c.Value == "" {
+			continue
+		}
+		from := p.c.From
+		if p.c.From != "default" {
+			from = "the " + p.c.From
+		}
+		if p.c.Key != p.what {
+			from = p.c.Key + " of " + from
+		}
+		parts = append(parts, fmt.Sprintf("%s %s (%s)", p.what, cell(p.c.Value), from))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func mergeText(m *api.Merge) string {
@@ -161,7 +186,11 @@ func (a *invocation) whyCmd() *cobra.Command {
 				if a.json {
 					return a.printJSON(r)
 				}
-				return a.say("%s (%s): %s", args[0], cell(r.State), cell(reasonText(&r, a)))
+				err := a.say("%s (%s): %s", args[0], cell(r.State), cell(reasonText(&r, a)))
+				if r.Uses == nil || err != nil {
+					return err
+				}
+				return a.say("worked on with %s", usesText(r.Uses))
 			}
 			if !errs.Is(err, errs.NotFound) {
 				return err

@@ -260,7 +260,7 @@ func (a *alarm) wakeUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !budgets { // the limits may have been raised while nothing ran
+	if !budgets { // the limits may have been raised, or an agent installed, while nothing ran
 		parked, err := a.h.cfg.Store.BudgetTowns(ctx)
 		if err != nil {
 			return err

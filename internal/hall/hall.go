@@ -35,6 +35,7 @@ type Config struct {
 	Clock   Clock    // default RealClock
 	Exec    Executor // default Goroutines
 	Server  town.Settings
+	Offers  func() *town.Offers // what the server has for agents, at this moment; nil: nothing is known. See Reoffer
 	Limits  store.Limits
 	Driver  Driver        // for exits and the sweep of orphans; nil: neither
 	Hub     Hub           // for the sweep of orphans; nil: none

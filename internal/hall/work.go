@@ -110,6 +110,7 @@ func (h *Hall) attempt(ctx context.Context, e *entry, batch []*request) verdict 
 		return tn.failOr(answered, err, batch)
 	}
 	tn.c.t.SetServerDay(day)
+	tn.c.t.SetOffers(h.offers())
 	var views []*request
 	for _, r := range batch {
 		if r.view != nil {
@@ -245,6 +246,7 @@ func (tn *turn) done(com store.Commit) {
 		h.spawn(h.pokeWaiting)
 	}
 	h.perform(tn.e, tn.c.ref(), tn.claims)
+	tn.reoffered()
 	tn.maybeForget()
 }
 

@@ -214,6 +214,10 @@ func (n *run) live() ending {
 			reason: clip(err.Error(), town.MaxReason), subject: "rig/" + n.want.Rig})
 	}
 	sess, err := n.start()
+	if errs.Is(err, errs.NotFound) {
+		return *n.requestOr(ending{how: endNow, outcome: town.OutcomeFailed, class: town.ClassInfra,
+			reason: clip(err.Error(), town.MaxReason), subject: town.SubjectMissing})
+	}
 	if err != nil {
 		return *n.requestOr(n.agentFailed("the agent could not be started: " + err.Error()))
 	}

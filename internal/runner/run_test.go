@@ -73,7 +73,7 @@ func TestAnAgentThatNeverGivesAVerdictIsRemindedThenEnds(t *testing.T) {
 	f.awaitStory("reminded")
 }
 
-func TestAMissingAgentIsAnInfrastructureFailure(t *testing.T) {
+func TestAMissingAgentIsSaidToBeMissing(t *testing.T) {
 	t.Parallel()
 	f := newTown(t)
 	f.addRun(func(d *town.DesiredRun) { d.Preset = "ghost" })
@@ -81,7 +81,7 @@ func TestAMissingAgentIsAnInfrastructureFailure(t *testing.T) {
 	ghost.Command, ghost.InstallHint = "no-such-program-anywhere", "install the ghost"
 	f.begin(func(c *Config) { c.Presets = agent.Presets{"ghost": ghost} })
 	e := f.awaitReport(town.ReportEnded, 0)
-	if e.Outcome != town.OutcomeFailed || e.Class != town.ClassInfra || e.Subject != "agent/ghost" || !strings.Contains(e.Reason, "install the ghost") {
+	if e.Outcome != town.OutcomeFailed || e.Class != town.ClassInfra || e.Subject != town.SubjectMissing || !strings.Contains(e.Reason, "install the ghost") {
 		t.Errorf("ended: %+v", e)
 	}
 }

@@ -112,6 +112,8 @@ type Config struct {
 	// Restore puts a backup in place of everything and replaces this server; may be
 	// nil (404). It returns when the new one works.
 	Restore func(ctx context.Context, r io.Reader) (api.Restored, error)
+	// Offered hears that providers changed; may be nil.
+	Offered func(ctx context.Context)
 	// Metrics are the hall's counters; may be nil.
 	Metrics *hall.Metrics
 	// Collectors are more metrics to show; may be empty.

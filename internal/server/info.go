@@ -146,6 +146,7 @@ func (s *Server) addProvider(ctx context.Context, in *addProviderIn) (*raw, erro
 	if err != nil {
 		return nil, err
 	}
+	s.offered(ctx)
 	return s.record(ctx, in.IdemKey, hash, providerView(p))
 }
 
@@ -160,8 +161,17 @@ type providerPath struct {
 	Name string `path:"name"`
 }
 
-func (s *Server) deleteProvider(_ context.Context, in *providerPath) (*none, error) {
-	return nil, s.providers.Delete(in.Name)
+func (s *Server) deleteProvider(ctx context.Context, in *providerPath) (*none, error) {
+	err := s.providers.Delete(in.Name)
+	s.offered(ctx)
+	return nil, err
+}
+
+// offered tells that providers changed.
+func (s *Server) offered(ctx context.Context) {
+	if s.cfg.Offered != nil {
+		s.cfg.Offered(ctx)
+	}
 }
 
 // registerPublic registers what is not part of the API.

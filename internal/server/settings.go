@@ -21,14 +21,18 @@ func (s *Server) checkSettings(level town.Level, set map[string]string) error {
 			return err
 		}
 	}
-	if name, ok := set["agent"]; ok {
-		if _, err := s.preset(name); err != nil {
-			return err
+	for _, key := range []string{"agent", "role.polecat.agent"} {
+		if name, ok := set[key]; ok && (name != "" || key == "agent") { // "" of a role is what holds for all
+			if _, err := s.preset(name); err != nil {
+				return err
+			}
 		}
 	}
-	if name := set["provider"]; name != "" {
-		if _, err := s.provider(name); err != nil {
-			return err
+	for _, key := range []string{"provider", "role.polecat.provider"} {
+		if name := set[key]; name != "" {
+			if _, err := s.provider(name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -291,6 +291,7 @@ func (s *Server) whyID(ctx context.Context, townID, id string) (*body[api.Reason
 	return out, s.hall.View(ctx, townID, func(t *town.Town, now time.Time) error {
 		r, err := t.Why(now, id)
 		out.Body = *reasonView(r)
+		out.Body.Uses = usesView(t, id)
 		return err
 	})
 }

@@ -44,6 +44,16 @@ func reasonView(r town.Reason) *api.Reason {
 	return &api.Reason{State: string(r.State), Kind: r.Kind, Text: r.Text, Subject: r.Subject, Until: r.Until.Time()}
 }
 
+// usesView says with what a bead is worked on; nil for one that is ended.
+func usesView(t *town.Town, bead string) *api.Uses {
+	s, ok := t.Selection(bead)
+	if !ok {
+		return nil
+	}
+	choice := func(c town.Choice) api.Choice { return api.Choice{Value: c.Value, From: string(c.From), Key: c.Key} }
+	return &api.Uses{Agent: choice(s.Agent), Provider: choice(s.Provider), Model: choice(s.Model)}
+}
+
 func rigView(t *town.Town, r town.Rig) api.Rig {
 	in := t.Info()
 	out := api.Rig{Name: r.Name, Town: in.Name, TownID: in.ID, Prefix: r.Prefix, URL: r.URL, Target: r.Target, Gates: []api.Gate{},
@@ -91,6 +101,7 @@ func beadView(t *town.Town, now time.Time, b town.Bead, d detail) api.Bead {
 		return out
 	}
 	out.Body = b.Body
+	out.Uses = usesView(t, b.ID)
 	out.Budgets = budgetViews(t.BeadBudgets(now, b.ID))
 	for _, f := range b.Failures {
 		out.Failures = append(out.Failures, api.Failure{At: f.At.Time(), Epoch: f.Epoch, Class: string(f.Class), Charged: f.Charged, Reason: f.Reason})

@@ -55,7 +55,7 @@ type Columns struct {
 	Status     string // active|paused|sleeping|deleting
 	IdleMS     int64  // the town's own idle interval; 0 = the server's
 
-	WaitsBudget bool // work waits for a budget: a boot with other limits must look
+	WaitsBudget bool // work waits for a budget or for what the server has for agents: one with other limits or offers must look
 }
 
 // Contradicts reports columns that no healthy town has: something is left to do

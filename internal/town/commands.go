@@ -328,6 +328,10 @@ func (t *Town) retry(now Time, in Retry) error {
 		t.settled(now, in.ID, by, "reset by "+by)
 		return nil
 	}
+	if preset, ok := strings.CutPrefix(in.ID, "agent/"); ok && t.agentThere(preset) {
+		t.log(now, "agent.retried", in.ID, by, "")
+		return nil
+	}
 	if b := t.beads[in.ID]; b != nil {
 		if b.Status == BeadClosed { // a slip would do work again that is merged
 			return errs.New(errs.Conflict, "bead %s is closed: there is nothing to retry", b.ID).WithHint("to have it done again: gastown bead reopen %s", b.ID)

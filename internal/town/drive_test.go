@@ -70,6 +70,7 @@ func (d *driver) reload() *Town {
 		d.t.Fatalf("reload: %v", err)
 	}
 	c.serverDay = d.town.serverDay
+	c.SetOffers(d.town.Offers())
 	if len(c.bad) > 0 {
 		d.t.Fatalf("reload quarantined %v", c.bad)
 	}

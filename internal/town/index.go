@@ -18,6 +18,7 @@ type index struct {
 	dependents      map[string]map[string]struct{} // by blocker
 	open            int                            // beads that are not terminal
 	ownBudget       int                            // of these, beads with limits of their own
+	ownSelection    int                            // of these, beads that choose their agent or model
 	runsByRig       map[string]int
 	escalations     map[string][]string // ids by subject, in the order of their numbers
 	openEscalations int
@@ -119,6 +120,9 @@ func (t *Town) shelve(b *Bead) {
 		if b.ownBudget() {
 			t.ix.ownBudget++
 		}
+		if b.ownSelection() {
+			t.ix.ownSelection++
+		}
 	}
 	s, k := t.place(b)
 	switch s {
@@ -143,6 +147,9 @@ func (t *Town) unshelve(b *Bead) {
 		t.ix.open--
 		if b.ownBudget() {
 			t.ix.ownBudget--
+		}
+		if b.ownSelection() {
+			t.ix.ownSelection--
 		}
 	}
 	s, k := t.place(b)

@@ -303,8 +303,8 @@ func (t *Town) firstReady(r *Rig, now Time) (b *Bead, k ticket, alone bool) {
 	if q == nil {
 		return nil, ticket{}, false
 	}
-	usualBroken := t.broken("agent/"+t.text("agent", nil, r), now)
-	if p := t.text("provider", nil, r); p != "" && t.broken("provider/"+p, now) {
+	usualBroken := t.broken("agent/"+t.choose(keyAgent, RolePolecat, nil, r).Value, now) || t.agentWait(nil, r).Kind != ""
+	if p := t.choose(keyProvider, RolePolecat, nil, r).Value; p != "" && t.broken("provider/"+p, now) {
 		usualBroken = true
 	}
 	for _, k := range *q {

@@ -21,30 +21,31 @@ const (
 // Run is a lease on a bead with an epoch: only messages that carry the current
 // epoch (and come from the current generation) touch it.
 type Run struct {
-	ID         string   `json:"id"` // <bead>.<epoch>
-	Bead       string   `json:"bead"`
-	Rig        string   `json:"rig"`
-	Epoch      int64    `json:"epoch"`
-	Role       Role     `json:"role"`
-	Agent      string   `json:"agent"`
-	Preset     string   `json:"preset"`
-	Provider   string   `json:"provider,omitempty"`
-	Model      string   `json:"model,omitempty"`
-	OwnProcess bool     `json:"own_process,omitempty"` // it shares no agent process with another run
-	State      RunState `json:"state"`
-	Generation int64    `json:"generation,omitempty"` // of the sandbox that runs it; 0 before one does
-	Base       string   `json:"base"`
-	Start      string   `json:"start"` // commit to begin at
-	Branch     string   `json:"branch"`
-	CreatedAt  Time     `json:"created_at"`
-	SpawnedAt  Time     `json:"spawned_at,omitempty"`
-	LifeAt     Time     `json:"life_at,omitempty"`     // last sign of life
-	IdleMS     int64    `json:"idle_ms,omitempty"`     // silence of the agent as of the latest heartbeat
-	LeaseUntil Time     `json:"lease_until,omitempty"` // 0 while its sandbox is not awake
-	Extended   int      `json:"extended,omitempty"`    // leases prolonged because nobody listened
-	UnheardMS  int64    `json:"unheard_ms,omitempty"`  // while it ran and nobody listened: not counted by its time limit
-	PID        int      `json:"pid,omitempty"`
-	SavedAt    Time     `json:"saved_at,omitempty"` // of the checkpoint that the ledger told of last
+	ID         string    `json:"id"` // <bead>.<epoch>
+	Bead       string    `json:"bead"`
+	Rig        string    `json:"rig"`
+	Epoch      int64     `json:"epoch"`
+	Role       Role      `json:"role"`
+	Agent      string    `json:"agent"`
+	Preset     string    `json:"preset"`
+	Provider   string    `json:"provider,omitempty"`
+	Model      string    `json:"model,omitempty"`
+	Chosen     Selection `json:"chosen,omitzero"`       // what it was started with, and where that came from
+	OwnProcess bool      `json:"own_process,omitempty"` // it shares no agent process with another run
+	State      RunState  `json:"state"`
+	Generation int64     `json:"generation,omitempty"` // of the sandbox that runs it; 0 before one does
+	Base       string    `json:"base"`
+	Start      string    `json:"start"` // commit to begin at
+	Branch     string    `json:"branch"`
+	CreatedAt  Time      `json:"created_at"`
+	SpawnedAt  Time      `json:"spawned_at,omitempty"`
+	LifeAt     Time      `json:"life_at,omitempty"`     // last sign of life
+	IdleMS     int64     `json:"idle_ms,omitempty"`     // silence of the agent as of the latest heartbeat
+	LeaseUntil Time      `json:"lease_until,omitempty"` // 0 while its sandbox is not awake
+	Extended   int       `json:"extended,omitempty"`    // leases prolonged because nobody listened
+	UnheardMS  int64     `json:"unheard_ms,omitempty"`  // while it ran and nobody listened: not counted by its time limit
+	PID        int       `json:"pid,omitempty"`
+	SavedAt    Time      `json:"saved_at,omitempty"` // of the checkpoint that the ledger told of last
 
 	Verdict Outcome `json:"verdict,omitempty"` // accepted verdict while draining
 	Stop    string  `json:"stop,omitempty"`    // why it must end, while draining

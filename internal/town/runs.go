@@ -36,8 +36,9 @@ func (t *Town) startRun(b *Bead, r *Rig, now Time) {
 		}
 		b.Refs = true
 	})
+	chosen := t.selection(RolePolecat, b, r)
 	run := &Run{ID: b.currentRun(), Bead: b.ID, Rig: r.Name, Epoch: b.Epoch, Role: RolePolecat, Agent: a.Name,
-		Preset: t.text("agent", b, r), Provider: t.text("provider", b, r), Model: t.text("model", b, r), OwnProcess: t.text("process_per_run", b, r) == "true",
+		Preset: chosen.Agent.Value, Provider: chosen.Provider.Value, Model: chosen.Model.Value, Chosen: chosen, OwnProcess: t.text("process_per_run", b, r) == "true",
 		State: RunStarting, Spent: Spend{Runs: 1}, Base: b.Base, Start: cmp.Or(b.Start, b.Base), Branch: b.Branch, CreatedAt: now}
 	run.Told = t.told(b, run)
 	if t.info.Sandbox.State == SandboxAwake {
@@ -298,6 +299,7 @@ func (t *Town) runStarted(r *Run, now Time, p Report) {
 		return
 	}
 	r.State, r.SpawnedAt, r.LifeAt, r.PID = RunRunning, now, now, p.PID
+	t.agentThere(r.Preset)
 	t.renewLease(r, now)
 	if b := t.beads[r.Bead]; b != nil && p.Session != "" {
 		t.edit(b, now, func() { b.Session, b.SessionEpoch = plain(p.Session, 200), r.Epoch })
@@ -342,6 +344,10 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 	}
 	if c == ClassInfra && p.Subject == SubjectKilled && r.Verdict == "" {
 		t.agentKilled(r, now, reason)
+		return
+	}
+	if c == ClassInfra && p.Subject == SubjectMissing && r.Verdict == "" && t.offers != nil {
+		t.agentMissing(r, now, reason)
 		return
 	}
 	if c == ClassInfra && r.Verdict == "" {

@@ -40,13 +40,16 @@ type Info struct {
 	PoisonN int64    `json:"poison_n,omitempty"`
 	// Told says by scope of which budget's end people were told.
 	Told map[string]string `json:"told,omitempty"`
-	Busy bool              `json:"busy,omitempty"` // had beads that were not terminal since it last finished its work
+	// Missing says by preset which agents were not there when a sandbox should start them.
+	Missing map[string]Missing `json:"missing,omitempty"`
+	Busy    bool               `json:"busy,omitempty"` // had beads that were not terminal since it last finished its work
 }
 
 // Town is the state of one town. Make one with New or Decode.
 type Town struct {
 	info     Info
 	server   Settings // the server's defaults; not part of the state
+	offers   *Offers  // what the server has for agents; not part of the state, nil when nothing is known
 	rigs     map[string]*Rig
 	beads    map[string]*Bead
 	runs     map[string]*Run

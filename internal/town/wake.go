@@ -11,7 +11,7 @@ type Columns struct {
 	Wanted     bool  // a hold or a grace wants the sandbox, and nothing keeps it from starting
 	Open       int64 // beads that are not terminal
 	Mode       Mode
-	Budget     bool          // work waits for a budget
+	Budget     bool          // work waits for a budget, or for what the server has for agents
 	Idle       time.Duration // the town's own alarm.idle_interval; 0 = the server's
 }
 
@@ -19,7 +19,7 @@ type Columns struct {
 func (t *Town) Columns(at time.Time) Columns {
 	c := Columns{DesiredRev: t.info.DesiredRev, Sandbox: t.info.Sandbox.State, Generation: t.info.Sandbox.Generation,
 		Wanted: t.wanted(At(at)) && (t.info.Sandbox.State.Running() || !t.broken("sandbox", At(at))),
-		Open:   int64(t.ix.open), Mode: t.info.Mode, Idle: t.ownIdle(), Budget: t.waitsBudget(At(at))}
+		Open:   int64(t.ix.open), Mode: t.info.Mode, Idle: t.ownIdle(), Budget: t.waitsBudget(At(at)) || t.waitsAgent()}
 	if w, ok := t.NextWake(at); ok {
 		c.DueAt = At(w)
 	}

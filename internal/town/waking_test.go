@@ -181,31 +181,34 @@ func sleeper(h history) Input {
 	return inputs[h.pick(len(inputs))]
 }
 
+// asleep waits until a town sleeps, and sees that it goes on sleeping for a day
+// while its bead waits.
+func asleep(t *testing.T, d *driver, kind string) {
+	t.Helper()
+	for range 8 {
+		if d.town.info.Sandbox.State == SandboxAwake || d.town.info.Sandbox.State == SandboxDraining {
+			d.pass(time.Minute)
+		}
+	}
+	d.wantSandbox(SandboxAsleep)
+	starts := d.town.info.Sandbox.Starts
+	until := d.wantWhy("web-aaaaa", Waiting, kind).Until
+	for range 22 * 12 {
+		d.now = d.now.Add(5 * time.Minute)
+		if until != 0 && until <= At(d.now) {
+			t.Fatalf("its wait ends at %s already", until)
+		}
+		d.do(Tick{})
+		d.wantWhy("web-aaaaa", Waiting, kind)
+		if got := d.town.info.Sandbox.Starts; got != starts {
+			t.Fatalf("it was started while its bead waits: %s", d.town.info.Sandbox.StartReason)
+		}
+	}
+}
+
 // TestWaitingHoldsNothing has one town for each thing that a bead can wait for
 // while nobody can do anything about it.
 func TestWaitingHoldsNothing(t *testing.T) {
-	asleep := func(t *testing.T, d *driver, kind string) {
-		t.Helper()
-		for range 8 {
-			if d.town.info.Sandbox.State == SandboxAwake || d.town.info.Sandbox.State == SandboxDraining {
-				d.pass(time.Minute)
-			}
-		}
-		d.wantSandbox(SandboxAsleep)
-		starts := d.town.info.Sandbox.Starts
-		until := d.wantWhy("web-aaaaa", Waiting, kind).Until
-		for range 22 * 12 {
-			d.now = d.now.Add(5 * time.Minute)
-			if until != 0 && until <= At(d.now) {
-				t.Fatalf("its wait ends at %s already", until)
-			}
-			d.do(Tick{})
-			d.wantWhy("web-aaaaa", Waiting, kind)
-			if got := d.town.info.Sandbox.Starts; got != starts {
-				t.Fatalf("it was started while its bead waits: %s", d.town.info.Sandbox.StartReason)
-			}
-		}
-	}
 	t.Run("staged", func(t *testing.T) {
 		d := newDriver(t)
 		d.rig()

@@ -37,6 +37,7 @@ const (
 	waitRepository = "repository"
 	waitBudget     = "budget"
 	waitLimit      = "limit"
+	waitAgent      = "agent"
 )
 
 // Reason says how a bead stands and why.
@@ -214,10 +215,13 @@ func (t *Town) breakerWait(subject string, now Time) Reason {
 
 // beadWaits is what keeps one ready bead of a rig that may start from starting.
 func (t *Town) beadWaits(b *Bead, r *Rig, now Time) Reason {
-	if w := t.breakerWait("agent/"+t.text("agent", b, r), now); w.Kind != "" {
+	if w := t.agentWait(b, r); w.Kind != "" {
 		return w
 	}
-	if p := t.text("provider", b, r); p != "" {
+	if w := t.breakerWait("agent/"+t.choose(keyAgent, RolePolecat, b, r).Value, now); w.Kind != "" {
+		return w
+	}
+	if p := t.choose(keyProvider, RolePolecat, b, r).Value; p != "" {
 		if w := t.breakerWait("provider/"+p, now); w.Kind != "" {
 			return w
 		}
