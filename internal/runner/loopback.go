@@ -42,6 +42,7 @@ type tenant struct {
 	// Called for each answer of the model; 0: the gateway was unreachable. wait is
 	// the header of a limit, "" without one.
 	answered func(status int, wait string)
+	tooLong  func() // called for each answer that finds the conversation too long
 }
 
 // loopback serves the agents: /mcp/<run>, /git/<run>/<rig>.git/... and
@@ -197,13 +198,14 @@ func (l *loopback) model(w http.ResponseWriter, r *http.Request, rest string, t 
 		http.Error(w, "this is no path of a model API", http.StatusNotFound)
 		return
 	}
-	l.forward(w, r, u, t.id, strconv.FormatInt(t.epoch, 10), l.holding(holdCuts), forwardHooks{alive: t.alive, answered: t.answered})
+	l.forward(w, r, u, t.id, strconv.FormatInt(t.epoch, 10), l.holding(holdCuts), forwardHooks{alive: t.alive, answered: t.answered, tooLong: t.tooLong})
 }
 
-// forwardHooks are told what passes; both may be nil.
+// forwardHooks are told what passes; each may be nil.
 type forwardHooks struct {
 	alive    func()
 	answered func(status int, wait string)
+	tooLong  func()
 }
 
 // forward proxies without buffering. Credentials of the caller are removed,
@@ -238,6 +240,9 @@ func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, r
 				res.Header.Del(wire.HeaderWait)
 			}
 			res.Header.Del(wire.HeaderAway)
+			if h.tooLong != nil {
+				watchOverflow(res, h.tooLong)
+			}
 			if h.alive != nil && res.StatusCode != http.StatusSwitchingProtocols {
 				res.Body = &livelyBody{ReadCloser: res.Body, alive: h.alive}
 			}

@@ -81,6 +81,7 @@ type run struct {
 	atRisk     atomic.Bool           // its last checkpoint failed, and that was told
 	limited    atomic.Pointer[limit] // what the provider's last answer says of a limit; nil: nothing
 	saving     atomic.Bool           // a checkpoint of the ticker is on its way
+	overflow   overflow              // how often its conversation was too long
 
 	verdictMu sync.Mutex // one verdict at a time; guards calls
 	calls     int        // verdicts that the server refused
@@ -108,7 +109,7 @@ func (r *Runner) newRun(d town.DesiredRun, rig town.DesiredRig, prev *run) *run 
 	n.saves, n.noSaves = context.WithCancel(r.base)
 	n.alive()
 	n.tenant = &tenant{id: d.ID, epoch: d.Epoch, provider: d.Provider, secret: hashSecret(n.secret),
-		tools: newTools(n, r.cfg.Version), alive: n.modelAlive, answered: n.modelAnswered}
+		tools: newTools(n, r.cfg.Version), alive: n.modelAlive, answered: n.modelAnswered, tooLong: n.tooLong}
 	return n
 }
 
@@ -121,7 +122,14 @@ func (n *run) modelAnswered(status int, wait string) {
 	n.limited.Store(newLimit(wait, time.Now()))
 	if status >= 200 && status < 300 {
 		n.output.Store(true)
+		n.overflow.good()
 		n.alive()
+	}
+}
+
+func (n *run) tooLong() {
+	if n.overflow.hit() {
+		n.ask(*overflowed())
 	}
 }
 

@@ -188,6 +188,9 @@ func (t *talk) turnEnded(e turnEnd) *ending {
 	if end := t.modelDown(e); end != nil {
 		return end
 	}
+	if t.n.overflow.endedTurn() {
+		return overflowed()
+	}
 	how := "ended its turn (" + string(e.why) + ")"
 	if e.err != nil {
 		how = "failed its turn: " + e.err.Error()

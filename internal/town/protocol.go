@@ -79,7 +79,7 @@ type ReportKind string
 const (
 	ReportHeartbeat  ReportKind = "heartbeat"   // Runs: what lives in the sandbox
 	ReportStarted    ReportKind = "run_started" // the agent's process was spawned: PID, Session
-	ReportEnded      ReportKind = "run_ended"   // Outcome, Class, Reason, Subject (a breaker's or SubjectKilled, class infra), WaitMS (class limit)
+	ReportEnded      ReportKind = "run_ended"   // Outcome, Class, Reason, Subject (a breaker's or SubjectKilled, class infra; or SubjectOverflow, class work), WaitMS (class limit)
 	ReportCheckpoint ReportKind = "checkpoint"  // Commit on Ref, TookMS
 	ReportUnsaved    ReportKind = "unsaved"     // a checkpoint failed for Reason; "": they work again
 	ReportNudged     ReportKind = "nudged"      // nudges up to Nudge were delivered

@@ -359,6 +359,9 @@ func (t *Town) runEnded(r *Run, now Time, p Report) {
 		t.endRun(r, now, o, ClassInfra, reason)
 		return
 	}
+	if b := t.beads[r.Bead]; b != nil && p.Subject == SubjectOverflow && r.Verdict == "" {
+		t.edit(b, now, func() { b.Session = "" }) // whoever loads it has the same trouble
+	}
 	late := r.Verdict == "" && t.overtime(r, now.Add(stopPatience)) // the runner keeps the limit, too
 	t.endRun(r, now, o, ClassWork, reason)
 	if late {
@@ -382,6 +385,10 @@ func (b *Bead) stopped() int {
 // SubjectKilled is the subject of a run whose agent was killed from outside,
 // as systems do that run out of memory.
 const SubjectKilled = "killed"
+
+// SubjectOverflow is the subject of a run whose conversation became too long for
+// its model: the next run begins a new session.
+const SubjectOverflow = "overflow"
 
 // agentKilled ends a run whose agent was killed. Like a lost sandbox this costs
 // an attempt only when it happens to a bead again and again.

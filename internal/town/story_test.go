@@ -226,3 +226,13 @@ func TestPeopleAreToldOfWorkThatIsNotSavedForAWhile(t *testing.T) {
 		t.Error("the escalation outlives the run")
 	}
 }
+
+func TestAConversationThatIsTooLongIsNotResumed(t *testing.T) {
+	for subject, want := range map[string]string{"": "s", SubjectOverflow: ""} {
+		d, r := inSession(t)
+		d.report(Report{Kind: ReportEnded, Run: r.ID, Epoch: 1, Outcome: OutcomeExited, Class: ClassWork, Subject: subject, Reason: "the conversation is too long"})
+		if b := d.the(r.Bead); b.Charged != 1 || b.Session != want {
+			t.Errorf("subject %q: %d charged, the session is %q, want %q", subject, b.Charged, b.Session, want)
+		}
+	}
+}
