@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"gastown/internal/api"
 )
 
 // Model is a model without intelligence behind an OpenAI-compatible streaming
@@ -21,10 +23,14 @@ import (
 // request alone, from the number of answers in its history: an agent that asks
 // again after a failure gets the same answer again. Past its end the model only
 // says that it is finished. Requests that offer no tools are not for the script:
-// agents ask for titles and summaries in that way.
+// agents ask for titles and summaries in that way. A model whose script is one
+// function (NewScripted) asks it instead of the list.
 type Model struct {
 	server *httptest.Server
 	steps  []Step
+	script Step
+
+	scriptMu sync.Mutex // held while script runs
 
 	mu       sync.Mutex // guards the fields below
 	requests []*Request
@@ -34,12 +40,37 @@ type Model struct {
 // Step is the model's answer to one request.
 type Step func(*Request) Answer
 
-// Answer is text, or a call of a tool, or first one and then the other.
+// Answer is text, or a call of a tool, or first one and then the other; or a fault.
 type Answer struct {
 	Text string
 	Tool string // the whole name, or what follows the agent's own prefix
 	Args map[string]any
+	// Fault is what a provider answers that does not do what it is asked.
+	Fault *Fault
+	// Stall lets the stream stop after the text, until whoever asked is gone.
+	Stall bool
 }
+
+// Fault is an answer without a model's word in it.
+type Fault struct {
+	Status     int    // 0: the connection is cut before an answer
+	RetryAfter string // "": not said
+	Body       string // JSON, or events where the status is 200
+}
+
+// Used is what a provider says that an answer used. Input holds nothing of the cache.
+type Used struct{ Input, Output, CacheRead, CacheWrite int64 }
+
+// answerUses is what each answer uses; only Anthropic's messages tell of writes to the cache.
+func answerUses(wire string) Used {
+	if wire == api.WireMessages {
+		return Used{Input: 300, Output: 20, CacheRead: 600, CacheWrite: 100}
+	}
+	return Used{Input: 400, Output: 20, CacheRead: 600}
+}
+
+// usedTokens is the sum of each.
+const usedTokens = 1020
 
 // Say answers with text and so ends the turn.
 func Say(text string) Step { return func(*Request) Answer { return Answer{Text: text} } }
@@ -66,6 +97,8 @@ type Request struct {
 	Model         string
 	Messages      []Message
 	Tools         []string
+	Whole         bool // the answer went out to its end
+	Refused       bool // the answer was a fault
 }
 
 // Message is one message of a request's history.
@@ -113,6 +146,13 @@ func NewModel(steps ...Step) *Model {
 	return m
 }
 
+// NewScripted starts a model whose answers a function gives, one at a time.
+func NewScripted(script Step) *Model {
+	m := NewModel()
+	m.script = script
+	return m
+}
+
 // Close ends the model. Streams that are open are cut off.
 func (m *Model) Close() {
 	m.server.CloseClientConnections()
@@ -122,11 +162,23 @@ func (m *Model) Close() {
 // URL is the base URL that a provider is configured with.
 func (m *Model) URL() string { return m.server.URL + "/v1" }
 
-// Requests returns all requests so far, the oldest first.
+// Requests returns copies of all requests so far, the oldest first.
 func (m *Model) Requests() []*Request {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Clone(m.requests)
+	var out []*Request
+	for _, q := range m.requests {
+		c := *q
+		out = append(out, &c)
+	}
+	return out
+}
+
+// answered notes that an answer is out, unless whoever asked is gone.
+func (m *Model) answered(r *http.Request, q *Request) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	q.Whole = r.Context().Err() == nil
 }
 
 // Steps returns the requests that the script answered, the oldest first.
@@ -222,7 +274,41 @@ func (m *Model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	q := c.request(r)
 	m.keep(q)
-	m.stream(w, q, m.answer(q))
+	a := m.answer(q)
+	if !m.fails(w, q, a) {
+		m.stream(w, r, q, a)
+	}
+}
+
+// fails answers with a fault, if there is one.
+func (m *Model) fails(w http.ResponseWriter, q *Request, a Answer) bool {
+	if a.Fault == nil {
+		return false
+	}
+	m.mu.Lock()
+	q.Refused = true
+	m.mu.Unlock()
+	if a.Fault.Status == 0 {
+		panic(http.ErrAbortHandler)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if a.Fault.Status == http.StatusOK {
+		w.Header().Set("Content-Type", "text/event-stream")
+	}
+	if a.Fault.RetryAfter != "" {
+		w.Header().Set("Retry-After", a.Fault.RetryAfter)
+	}
+	w.WriteHeader(a.Fault.Status)
+	_, _ = io.WriteString(w, a.Fault.Body) // a client that went away needs no answer
+	return true
+}
+
+// stalls waits, where the answer stalls, until whoever asked is gone.
+func (a Answer) stalls(r *http.Request) bool {
+	if a.Stall {
+		<-r.Context().Done()
+	}
+	return a.Stall
 }
 
 func (m *Model) keep(q *Request) {
@@ -236,10 +322,17 @@ func (m *Model) answer(q *Request) Answer {
 	switch {
 	case len(q.Tools) == 0:
 		return Answer{Text: "A title"}
-	case n >= len(m.steps):
+	case m.script == nil && n >= len(m.steps):
 		return Answer{Text: "finished"}
 	}
-	a := m.steps[n](q)
+	var a Answer
+	if m.script != nil {
+		m.scriptMu.Lock()
+		a = m.script(q)
+		m.scriptMu.Unlock()
+	} else {
+		a = m.steps[n](q)
+	}
 	if a.Tool == "" {
 		return a
 	}
@@ -254,7 +347,8 @@ func (m *Model) answer(q *Request) Answer {
 
 // stream writes an answer as providers do: the role first, text and arguments in
 // pieces, the reason to finish, then the usage.
-func (m *Model) stream(w http.ResponseWriter, q *Request, a Answer) {
+func (m *Model) stream(w http.ResponseWriter, r *http.Request, q *Request, a Answer) {
+	defer m.answered(r, q)
 	w.Header().Set("Content-Type", "text/event-stream")
 	rc := http.NewResponseController(w)
 	send := func(choices []any, usage any) {
@@ -274,6 +368,9 @@ func (m *Model) stream(w http.ResponseWriter, q *Request, a Answer) {
 	for _, piece := range pieces(a.Text) {
 		delta(map[string]any{"content": piece})
 	}
+	if a.stalls(r) {
+		return
+	}
 	if a.Tool != "" {
 		finish = "tool_calls"
 		args, err := json.Marshal(a.Args)
@@ -287,7 +384,9 @@ func (m *Model) stream(w http.ResponseWriter, q *Request, a Answer) {
 		}
 	}
 	send([]any{map[string]any{"index": 0, "delta": map[string]any{}, "finish_reason": finish}}, nil)
-	send([]any{}, map[string]any{"prompt_tokens": 1000, "completion_tokens": 20, "total_tokens": 1020})
+	u := answerUses(api.WireChat)
+	send([]any{}, map[string]any{"prompt_tokens": u.Input + u.CacheRead, "completion_tokens": u.Output, "total_tokens": usedTokens,
+		"prompt_tokens_details": map[string]any{"cached_tokens": u.CacheRead}})
 	_, _ = fmt.Fprint(w, "data: [DONE]\n\n") // as above
 }
 

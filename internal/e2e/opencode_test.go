@@ -155,7 +155,7 @@ func (h *realTown) timings(b api.Bead) {
 func (h *realTown) ledger(subject string) []string {
 	h.t.Helper()
 	var entries []api.LedgerEntry
-	h.read(&entries, "ledger", "--town", "works")
+	h.read(&entries, "ledger", "--town", h.name)
 	var kinds []string
 	for _, e := range entries {
 		if e.Subject == subject {

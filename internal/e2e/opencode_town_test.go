@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,8 +25,9 @@ import (
 )
 
 const (
-	// patience is how long anything may take on a busy machine.
-	patience = 90 * time.Second
+	// patience is how long anything may take on a busy machine. It is longer than
+	// whatever the product waits for before it helps itself.
+	patience = 5 * time.Minute
 	// realKey is the key that only the model's server may ever see.
 	realKey = "sk-house-4f1c9a7733e05b62-not-for-sandboxes"
 )
@@ -34,6 +36,8 @@ const (
 // repository is a bare one beside it.
 type realTown struct {
 	t                   *testing.T
+	name                string // of the town
+	id                  string // of the town, where it is one of many
 	program, root       string
 	data, log, upstream string // upstream: the bare repository that work lands in
 	env                 []string
@@ -50,7 +54,7 @@ type realTown struct {
 func startTown(t *testing.T, program, path string, model *Model, serveArgs ...string) *realTown {
 	t.Helper()
 	root := t.TempDir()
-	h := &realTown{t: t, program: program, root: root, data: filepath.Join(root, "data"), log: filepath.Join(root, "server.log"),
+	h := &realTown{t: t, name: "works", program: program, root: root, data: filepath.Join(root, "data"), log: filepath.Join(root, "server.log"),
 		upstream: filepath.Join(root, "upstream.git"), model: model, modelKey: "Bearer " + realKey, ended: make(chan struct{})}
 	h.env = []string{"HOME=" + filepath.Join(root, "home"), "PATH=" + path, "LANG=C.UTF-8", "TMPDIR=" + os.TempDir(),
 		"GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTEM=1",
@@ -62,7 +66,7 @@ func startTown(t *testing.T, program, path string, model *Model, serveArgs ...st
 		}
 	})
 	h.serve(serveArgs)
-	h.run("town", "create", "works")
+	h.run("town", "create", h.name)
 	return h
 }
 
@@ -192,7 +196,7 @@ func (h *realTown) serve(args []string) {
 func (h *realTown) stop() {
 	defer h.end() // also when the town does not fall asleep
 	if h.client != nil {
-		h.run("sleep", "works")
+		h.run("sleep", h.name)
 		h.asleep()
 	}
 }
@@ -223,16 +227,24 @@ func (h *realTown) wait(what string, ok func(context.Context) (bool, error)) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	err := h.client.Events(ctx, "works", 0, func(api.LedgerEntry) error {
+	if err := h.happens(ctx, ok); err != nil {
+		h.t.Fatalf("waiting until %s: %v", what, err)
+	}
+}
+
+// happens returns nil when ok holds.
+func (h *realTown) happens(ctx context.Context, ok func(context.Context) (bool, error)) error {
+	err := h.client.Events(ctx, h.name, 0, func(api.LedgerEntry) error {
 		yes, err := ok(ctx)
 		if err == nil && yes {
 			err = client.ErrStop
 		}
 		return err
 	})
-	if err != nil && !errors.Is(err, client.ErrStop) {
-		h.t.Fatalf("waiting until %s: %v", what, err)
+	if errors.Is(err, client.ErrStop) {
+		return nil
 	}
+	return err
 }
 
 // awaitBead waits for a bead to be as wanted.
@@ -260,7 +272,7 @@ func (h *realTown) closed(id string) api.Bead {
 func (h *realTown) asleep() {
 	h.t.Helper()
 	h.wait("the sandbox is asleep", func(ctx context.Context) (bool, error) {
-		w, err := h.client.Town(ctx, "works")
+		w, err := h.client.Town(ctx, h.name)
 		return w.Sandbox.State == "asleep", err
 	})
 }
@@ -291,7 +303,7 @@ func (h *realTown) sling() string {
 
 // tell writes down what helps to understand a failure.
 func (h *realTown) tell() {
-	logs, _ := filepath.Glob(filepath.Join(h.data, "sandboxes", "*", "runner.log")) // the pattern is good
+	logs, _ := filepath.Glob(filepath.Join(h.data, "sandboxes", cmp.Or(h.id, "*"), "runner.log")) // the pattern is good
 	for _, path := range append(logs, h.log) {
 		text, err := os.ReadFile(path)
 		if err != nil {

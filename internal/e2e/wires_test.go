@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"gastown/internal/api"
 )
 
 // anthropic is a request as Anthropic's messages define it, as far as it matters here.
@@ -80,22 +82,35 @@ func (e events) send(name string, v map[string]any) {
 // messages answers a request of Anthropic's messages.
 func (m *Model) messages(w http.ResponseWriter, r *http.Request) {
 	var c anthropic
-	if err := json.NewDecoder(io.LimitReader(r.Body, 32<<20)).Decode(&c); err != nil || !c.Stream {
+	if err := json.NewDecoder(io.LimitReader(r.Body, 32<<20)).Decode(&c); err != nil || !c.Stream && len(c.Tools) > 0 {
 		m.fault("%s (stream %t): %v", r.URL.Path, c.Stream, err)
 		http.Error(w, `{"type":"error","error":{"type":"invalid_request_error","message":"only streams"}}`, http.StatusBadRequest)
 		return
 	}
 	q := c.request(r)
 	m.keep(q)
+	if !c.Stream {
+		m.wholeMessage(w, r, q)
+		return
+	}
 	a := m.answer(q)
+	if m.fails(w, q, a) {
+		return
+	}
+	defer m.answered(r, q)
+	u := answerUses(api.WireMessages)
 	e := newEvents(m, w)
 	e.send("message_start", map[string]any{"message": map[string]any{"id": "msg_" + rand.Text(), "type": "message", "role": "assistant", "model": q.Model,
-		"content": []any{}, "stop_reason": nil, "stop_sequence": nil, "usage": map[string]any{"input_tokens": 1000, "output_tokens": 1}}})
+		"content": []any{}, "stop_reason": nil, "stop_sequence": nil, "usage": map[string]any{"input_tokens": u.Input, "output_tokens": 1,
+			"cache_read_input_tokens": u.CacheRead, "cache_creation_input_tokens": u.CacheWrite}}})
 	index, stop := 0, "end_turn"
 	if a.Text != "" || a.Tool == "" {
 		e.send("content_block_start", map[string]any{"index": index, "content_block": map[string]any{"type": "text", "text": ""}})
 		for _, piece := range pieces(a.Text) {
 			e.send("content_block_delta", map[string]any{"index": index, "delta": map[string]any{"type": "text_delta", "text": piece}})
+		}
+		if a.stalls(r) {
+			return
 		}
 		e.send("content_block_stop", map[string]any{"index": index})
 		index++
@@ -113,8 +128,22 @@ func (m *Model) messages(w http.ResponseWriter, r *http.Request) {
 		}
 		e.send("content_block_stop", map[string]any{"index": index})
 	}
-	e.send("message_delta", map[string]any{"delta": map[string]any{"stop_reason": stop, "stop_sequence": nil}, "usage": map[string]any{"output_tokens": 20}})
+	e.send("message_delta", map[string]any{"delta": map[string]any{"stop_reason": stop, "stop_sequence": nil}, "usage": map[string]any{"output_tokens": u.Output}})
 	e.send("message_stop", map[string]any{})
+}
+
+// wholeMessage answers a request that wants no stream: the agent asks whether
+// there is such a model.
+func (m *Model) wholeMessage(w http.ResponseWriter, r *http.Request, q *Request) {
+	defer m.answered(r, q)
+	u := answerUses(api.WireMessages)
+	w.Header().Set("Content-Type", "application/json")
+	err := json.NewEncoder(w).Encode(map[string]any{"id": "msg_" + rand.Text(), "type": "message", "role": "assistant", "model": q.Model,
+		"content": []any{map[string]any{"type": "text", "text": "yes"}}, "stop_reason": "end_turn", "stop_sequence": nil,
+		"usage": map[string]any{"input_tokens": u.Input, "output_tokens": u.Output, "cache_read_input_tokens": u.CacheRead, "cache_creation_input_tokens": u.CacheWrite}})
+	if err != nil {
+		m.fault("encoding an answer: %v", err)
+	}
 }
 
 // responsesRequest is a request as OpenAI's responses define it.
@@ -174,6 +203,11 @@ func (m *Model) responses(w http.ResponseWriter, r *http.Request) {
 	q := c.request(r)
 	m.keep(q)
 	a := m.answer(q)
+	if m.fails(w, q, a) {
+		return
+	}
+	defer m.answered(r, q)
+	u := answerUses(api.WireResponses)
 	e := newEvents(m, w)
 	id := fmt.Sprintf("resp_%d", q.step())
 	e.send("response.created", map[string]any{"response": map[string]any{"id": id, "object": "response", "status": "in_progress", "model": q.Model, "output": []any{}}})
@@ -183,6 +217,11 @@ func (m *Model) responses(w http.ResponseWriter, r *http.Request) {
 		e.send("response.output_item.done", map[string]any{"output_index": len(output), "item": v})
 		output = append(output, v)
 	}
+	if a.Stall {
+		partly(e, id, a)
+		a.stalls(r)
+		return
+	}
 	if a.Text != "" || a.Tool == "" {
 		item(map[string]any{"type": "message", "id": "msg_" + id, "role": "assistant", "status": "completed",
 			"content": []any{map[string]any{"type": "output_text", "text": a.Text, "annotations": []any{}}}})
@@ -191,8 +230,17 @@ func (m *Model) responses(w http.ResponseWriter, r *http.Request) {
 		item(functionCall(m, q, a))
 	}
 	e.send("response.completed", map[string]any{"response": map[string]any{"id": id, "object": "response", "status": "completed", "model": q.Model,
-		"output": output, "usage": map[string]any{"input_tokens": 1000, "input_tokens_details": map[string]any{"cached_tokens": 0},
-			"output_tokens": 20, "output_tokens_details": map[string]any{"reasoning_tokens": 0}, "total_tokens": 1020}}})
+		"output": output, "usage": map[string]any{"input_tokens": u.Input + u.CacheRead, "input_tokens_details": map[string]any{"cached_tokens": u.CacheRead},
+			"output_tokens": u.Output, "output_tokens_details": map[string]any{"reasoning_tokens": 0}, "total_tokens": usedTokens}}})
+}
+
+// partly begins a message that does not end.
+func partly(e events, id string, a Answer) {
+	e.send("response.output_item.added", map[string]any{"output_index": 0, "item": map[string]any{"type": "message", "id": "msg_" + id,
+		"role": "assistant", "status": "in_progress", "content": []any{}}})
+	for _, piece := range pieces(a.Text) {
+		e.send("response.output_text.delta", map[string]any{"item_id": "msg_" + id, "output_index": 0, "content_index": 0, "delta": piece})
+	}
 }
 
 func functionCall(m *Model, q *Request, a Answer) map[string]any {

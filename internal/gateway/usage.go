@@ -51,6 +51,10 @@ const (
 	// maxUsageLine is the longest line of a stream that is looked at, in bytes. The
 	// usage stands in short ones, or in the last, whole answer.
 	maxUsageLine = 4 << 20
+	// beginning is how many events a stream may have before the model's first word:
+	// a provider that then says that it failed has refused the request, and is not
+	// paid for it.
+	beginning = 3
 )
 
 // usageReader passes an answer on and reads its usage on the way. It
@@ -58,7 +62,7 @@ const (
 // responses, and of Anthropic's messages; anything else has no usage. done is
 // called once, at the end of the answer or when it is closed, with the last
 // usage that was said and the model that said it. What was not said, or not
-// waited for, is estimated.
+// waited for, is estimated; but a stream that begins with an error used nothing.
 type usageReader struct {
 	body   io.ReadCloser
 	stream bool
@@ -141,12 +145,16 @@ func (u *usageReader) look() {
 		u.passed.events++
 	}
 	// Most lines of a stream are a few words of text: they are not worth parsing.
-	if u.stream && !bytes.Contains(line, []byte(`"usage"`)) && u.model != "" {
+	begins := u.stream && u.passed.events <= beginning
+	if u.stream && !bytes.Contains(line, []byte(`"usage"`)) && u.model != "" && !begins {
 		return
 	}
 	var m usageMessage
 	if json.Unmarshal(line, &m) != nil {
 		return
+	}
+	if begins && m.fails() && !u.known {
+		u.known = true // nothing was used
 	}
 	for _, part := range []*usagePart{&m.usagePart, m.Response, m.Message} {
 		if part == nil {
@@ -184,9 +192,10 @@ func (u *usageReader) end(whole bool) {
 
 // usagePart is where an answer, or a part of one, names its model and its usage.
 type usagePart struct {
-	Model      string     `json:"model"`
-	Usage      *usageSaid `json:"usage"`
-	Background bool       `json:"background"`
+	Model      string          `json:"model"`
+	Usage      *usageSaid      `json:"usage"`
+	Background bool            `json:"background"`
+	Error      json.RawMessage `json:"error"`
 }
 
 // usageMessage is an answer, or one message of a stream: chat completions have
@@ -196,6 +205,12 @@ type usageMessage struct {
 	usagePart
 	Response *usagePart `json:"response"`
 	Message  *usagePart `json:"message"`
+}
+
+// fails reports whether it says that the answer failed.
+func (m usageMessage) fails() bool {
+	said := func(e json.RawMessage) bool { return len(e) > 0 && string(e) != "null" }
+	return said(m.Error) || m.Response != nil && said(m.Response.Error)
 }
 
 // usageSaid is the usage in any of the three forms. In OpenAI's two the input

@@ -86,6 +86,34 @@ func TestAnAnswerWithoutUsageIsEstimated(t *testing.T) {
 	}
 }
 
+func TestAStreamThatFailsBeforeItsFirstWordIsNotPaidFor(t *testing.T) {
+	t.Parallel()
+	const created, failed = `data: {"type":"response.created","response":{"model":"m","error":null,"usage":null}}` + "\n\n",
+		`data: {"type":"response.failed","response":{"model":"m","usage":null,"error":{"code":"context_length_exceeded","message":"too long"}}}` + "\n\n"
+	const word = `data: {"type":"response.output_text.delta","delta":"word"}` + "\n\n"
+	for name, c := range map[string]struct {
+		answer string
+		paid   bool
+	}{
+		"a response that fails at once":  {created + failed, false},
+		"an error at once":               {`data: {"error":{"message":"too long","code":400}}` + "\n\n", false},
+		"an error that is a text":        {`data: {"error":"too long"}` + "\n\n", false},
+		"a response that fails later":    {created + word + word + failed, true},
+		"a response that is cut off":     {created, true},
+		"an error after its usage":       {`data: {"type":"message_start","message":{"model":"m","usage":{"input_tokens":12,"output_tokens":1}}}` + "\n\n" + `data: {"type":"error","error":{"type":"overloaded_error"}}` + "\n\n", true},
+		"an error that is none":          {`data: {"error":null,"choices":[]}` + "\n\n" + word, true},
+		"an answer that is not a stream": {"", true},
+	} {
+		contentType := "text/event-stream"
+		if c.answer == "" {
+			contentType, c.answer = "application/json", `{"error":{"message":"too long"}}`
+		}
+		if _, got, _ := readUsage(t, contentType, c.answer); (got.Total() > 0) != c.paid {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
 func TestAnAnswerThatIsGivenUpCountsUntilThen(t *testing.T) {
 	t.Parallel()
 	start := "data: {\"message\":{\"model\":\"m\",\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\n"
