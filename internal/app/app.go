@@ -8,7 +8,7 @@
 //	DIR/vault.key        the key of the vault, 0600, unless Config.KeyFile is elsewhere
 //	DIR/hub/             the bare repositories of all rigs
 //	DIR/sandboxes/       the disks of all towns
-//	DIR/runner.sock      where sandboxes dial
+//	DIR/inside/runner.sock  where sandboxes dial; alone in its directory, which they see
 //
 // Open takes the directory (a second server on it is refused and told who holds
 // it), Serve works until its context ends, Close gives everything back. Sandboxes
@@ -70,6 +70,9 @@ type Config struct {
 	KeyFile        string        // of the vault; "" is vault.key in Data
 	Sandbox        string        // the driver: "process", which is the default, or "docker"
 	Containers     Containers    // for "docker"
+	Isolation      string        // for "process": "auto", "bwrap" or "none", which is the default
+	Show           []string      // for "process" with bubblewrap: paths of this machine that sandboxes see, read-only
+	Network        string        // of sandboxes: "none", which is the default, and agents reach the server and nothing else; for "process" with bubblewrap "host"; for "docker" a network of the engine
 	PresetDir      string        // more agent presets; "" for none
 	NotifyCommand  string        // program that gets notices on its stdin; "" for none
 	NotifyPrivate  bool          // webhooks may go to private addresses
@@ -90,6 +93,7 @@ type App struct {
 	listen  net.Listener // for people
 	inside  net.Listener // for sandboxes
 	driver  driver
+	boxed   bool // the driver closes sandboxes in on this machine
 	gate    gate
 	url     string
 	created bool
@@ -264,11 +268,9 @@ func (p *parts) wire() error {
 	if err != nil {
 		return err
 	}
-	program := a.cfg.Program
-	if program == "" {
-		if program, err = os.Executable(); err != nil {
-			return errs.Wrap(errs.Internal, err, "finding this program")
-		}
+	program, err := a.cfg.program()
+	if err != nil {
+		return err
 	}
 	limits := a.limits()
 	boot := strings.ToLower(rand.Text()[:16])

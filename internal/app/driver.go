@@ -2,10 +2,10 @@ package app
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"gastown/internal/errs"
 	"gastown/internal/image"
@@ -22,13 +22,18 @@ const (
 	driverDocker  = "docker"
 )
 
+// The networks of sandboxes that every driver knows, besides those of an engine.
+const (
+	networkNone = "none"
+	networkHost = "host"
+)
+
 // Containers says how the driver docker runs sandboxes.
 type Containers struct {
-	Image   string  // name, digest or id; never pulled
-	Network string  // of the engine; "" is none: agents reach the server and nothing else
-	CPUs    float64 // 0 is no limit
-	Memory  int64   // bytes; 0 is no limit
-	Pids    int64   // 0 is no limit
+	Image  string  // name, digest or id; never pulled
+	CPUs   float64 // 0 is no limit
+	Memory int64   // bytes; 0 is no limit
+	Pids   int64   // 0 is no limit
 }
 
 // driver is a sandbox driver that can be given back.
@@ -43,31 +48,75 @@ const (
 	insidePresets = "/etc/gastown/presets"
 )
 
-// openDriver makes the driver that the configuration names. The socket for
-// sandboxes must be open.
+// openDriver makes the driver that the configuration names, and lets what it
+// starts use the socket for sandboxes, which must be open.
 func (a *App) openDriver(ctx context.Context) error {
-	d, err := newDriver(ctx, a.cfg, a.dir, filepath.Dir(a.inside.Addr().String()), a.log)
-	if err == nil {
-		a.driver = d
+	program, err := a.cfg.program()
+	if err != nil {
+		return err
 	}
-	return err
+	socket := a.inside.Addr().String()
+	d, err := newDriver(ctx, a.cfg, a.dir, filepath.Dir(socket), program, a.log)
+	if err != nil {
+		return err
+	}
+	a.driver = d
+	if p, ok := d.(*process.Driver); ok {
+		a.boxed = p.Boxed()
+	}
+	if a.cfg.driver() != driverDocker && !(a.boxed && os.Geteuid() == 0) {
+		return nil
+	}
+	// Another user dials it. On this machine the data directory is closed to others.
+	return errs.Wrap(errs.Unavailable, os.Chmod(socket, 0o666), "opening the socket for sandboxes to them")
 }
 
-func newDriver(ctx context.Context, cfg Config, dir, socketDir string, log *slog.Logger) (driver, error) {
+// program is what runs inside sandboxes that are not containers.
+func (c Config) program() (string, error) {
+	if c.Program != "" {
+		return c.Program, nil
+	}
+	self, err := os.Executable()
+	return self, errs.Wrap(errs.Internal, err, "finding this program")
+}
+
+func newDriver(ctx context.Context, cfg Config, dir, socketDir, program string, log *slog.Logger) (driver, error) {
+	presets := ""
+	if cfg.PresetDir != "" {
+		var err error
+		if presets, err = filepath.Abs(cfg.PresetDir); err != nil {
+			return nil, errs.Wrap(errs.Invalid, err, "the directory of presets")
+		}
+	}
 	if cfg.driver() == driverProcess {
-		return process.New(filepath.Join(dir, "sandboxes"), log)
+		return newProcess(ctx, cfg, dir, socketDir, presets, program, log)
 	}
 	c := cfg.Containers
 	binds := []docker.Bind{{Outside: socketDir, Inside: insideSocket}}
-	if cfg.PresetDir != "" {
-		presets, err := filepath.Abs(cfg.PresetDir)
-		if err != nil {
-			return nil, errs.Wrap(errs.Invalid, err, "the directory of presets")
-		}
+	if presets != "" {
 		binds = append(binds, docker.Bind{Outside: presets, Inside: insidePresets})
 	}
+	network := cfg.Network
+	if network == networkNone {
+		network = ""
+	}
 	return docker.New(ctx, docker.Config{Root: filepath.Join(dir, "containers"), Image: c.Image, Init: image.Init(), Binds: binds,
-		Network: c.Network, CPUs: c.CPUs, Memory: c.Memory, Pids: c.Pids, Log: log})
+		Network: network, CPUs: c.CPUs, Memory: c.Memory, Pids: c.Pids, Log: log})
+}
+
+func newProcess(ctx context.Context, cfg Config, dir, socketDir, presets, program string, log *slog.Logger) (driver, error) {
+	pc := process.Config{
+		Root: filepath.Join(dir, "sandboxes"), Isolation: process.Isolation(cfg.Isolation), Init: []string{program, "sandbox-init"},
+		Binds: []process.Bind{{Outside: socketDir, Inside: insideSocket}}, Show: cfg.Show, Hide: []string{dir},
+		Network: cfg.Network == networkHost, Log: log,
+	}
+	if presets != "" {
+		pc.Show = append(slices.Clone(pc.Show), presets)
+	}
+	if home, err := os.UserHomeDir(); err == nil && filepath.IsAbs(home) {
+		pc.Hide = append(pc.Hide, filepath.Clean(home))
+	}
+	return process.New(ctx, pc)
 }
 
 func (c Config) driver() string {
@@ -81,7 +130,7 @@ func (c Config) driver() string {
 func (c Config) checkDriver() error {
 	switch c.driver() {
 	case driverProcess:
-		return nil
+		return c.checkProcess()
 	case driverDocker:
 		if c.Containers.Image == "" {
 			return errs.New(errs.Invalid, "sandboxes in containers need an image").WithHint("build one with 'make image' and give --image gastown:local")
@@ -91,9 +140,26 @@ func (c Config) checkDriver() error {
 	return errs.New(errs.Invalid, "there is no sandbox driver %q", c.Sandbox).WithHint("use process or docker")
 }
 
+// checkProcess refuses an isolation or a network that process does not have.
+func (c Config) checkProcess() error {
+	switch process.Isolation(c.Isolation) {
+	case "", process.Auto, process.Bwrap, process.None:
+	default:
+		return errs.New(errs.Invalid, "there is no isolation %q", c.Isolation).WithHint("use auto, bwrap or none")
+	}
+	switch c.Network {
+	case "", networkNone, networkHost:
+		return nil
+	}
+	return errs.New(errs.Invalid, "sandboxes that are processes can't join the network %q", c.Network).WithHint("use none or host")
+}
+
 // runner is what runs inside every sandbox.
 func (a *App) runner(program string) (command, env []string) {
 	socket, presets := a.inside.Addr().String(), a.cfg.PresetDir
+	if a.boxed {
+		socket = filepath.Join(insideSocket, filepath.Base(socket))
+	}
 	if a.cfg.driver() == driverDocker {
 		program, socket = image.Program, filepath.Join(insideSocket, filepath.Base(socket))
 		if presets != "" {
@@ -109,24 +175,4 @@ func (a *App) runner(program string) (command, env []string) {
 		command = append(command, "--apart="+string(apart.UID))
 	}
 	return command, env
-}
-
-// socketDir is the directory of the socket for sandboxes. Containers see the
-// whole directory, so nothing else may be in it.
-func (a *App) socketDir() (string, error) {
-	if a.cfg.driver() != driverDocker {
-		return a.dir, nil
-	}
-	dir := filepath.Join(a.dir, "inside")
-	return dir, errs.Wrap(errs.Unavailable, errors.Join(os.MkdirAll(dir, 0o711), os.Chmod(dir, 0o711)), "making a directory for the socket for sandboxes")
-}
-
-// socketMode keeps others from the socket for sandboxes. In containers another
-// user dials it, and it is behind a door that agents can't open; on this machine
-// the data directory is closed to others.
-func (a *App) socketMode() os.FileMode {
-	if a.cfg.driver() == driverDocker {
-		return 0o666
-	}
-	return 0o600
 }

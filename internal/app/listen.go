@@ -3,6 +3,7 @@ package app
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -16,6 +17,9 @@ import (
 	"gastown/internal/gateway"
 	"gastown/internal/town"
 )
+
+// insideDir holds the socket for sandboxes.
+const insideDir = "inside"
 
 // maxSocket is a length of a socket's path that every system takes.
 const maxSocket = 100
@@ -32,16 +36,9 @@ func (a *App) listeners() error {
 		scheme = "https"
 	}
 	a.url = scheme + "://" + reachable(a.listen.Addr())
-	dir, err := a.socketDir()
+	path, err := socketPath(a.dir)
 	if err != nil {
 		return err
-	}
-	path, err := socketPath(dir)
-	if err != nil {
-		return err
-	}
-	if filepath.Dir(path) != dir && a.cfg.driver() == driverDocker {
-		return errs.New(errs.Invalid, "the path of the data directory is too long for a socket that containers can use").WithHint("use a shorter path")
 	}
 	// A socket that is left of a server that died; the store's lock says that none lives.
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
@@ -50,7 +47,7 @@ func (a *App) listeners() error {
 	if a.inside, err = net.Listen("unix", path); err != nil {
 		return errs.Wrap(errs.Unavailable, err, "opening the socket for sandboxes")
 	}
-	return errs.Wrap(errs.Unavailable, os.Chmod(path, a.socketMode()), "closing the socket for sandboxes to others")
+	return errs.Wrap(errs.Unavailable, os.Chmod(path, 0o600), "closing the socket for sandboxes to others")
 }
 
 // reachable is an address to dial for one that is listened on.
@@ -66,13 +63,25 @@ func reachable(addr net.Addr) string {
 	return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
 }
 
-// socketPath is DIR/runner.sock, or, where that is too long for a socket, a path
-// in the system's temporary directory that is made of DIR and the user, and that
-// belongs to the user alone.
+// socketPath is DIR/inside/runner.sock, or, where that is too long for a socket, a
+// path in the system's temporary directory that is made of DIR and the user. Boxes
+// and containers see the whole directory of the socket, so nothing else is in it;
+// the directory above belongs to the user alone.
 func socketPath(dir string) (string, error) {
-	if path := filepath.Join(dir, "runner.sock"); len(path) <= maxSocket {
-		return path, nil
+	parent := dir
+	if len(filepath.Join(dir, insideDir, "runner.sock")) > maxSocket {
+		var err error
+		if parent, err = shortDir(dir); err != nil {
+			return "", err
+		}
 	}
+	inside := filepath.Join(parent, insideDir)
+	err := errors.Join(os.MkdirAll(inside, 0o711), os.Chmod(inside, 0o711))
+	return filepath.Join(inside, "runner.sock"), errs.Wrap(errs.Unavailable, err, "making a directory for the socket for sandboxes")
+}
+
+// shortDir is a directory of the user's own with a short path.
+func shortDir(dir string) (string, error) {
 	sum := sha256.Sum256([]byte(dir))
 	parent := filepath.Join("/tmp", fmt.Sprintf("gastown-%d-%s", os.Getuid(), hex.EncodeToString(sum[:6])))
 	if err := os.Mkdir(parent, 0o700); err != nil && !os.IsExist(err) {
@@ -86,7 +95,7 @@ func socketPath(dir string) (string, error) {
 	if !ok || !st.IsDir() || int(owner.Uid) != os.Getuid() || st.Mode().Perm() != 0o700 {
 		return "", errs.New(errs.Forbidden, "%s is not a directory of yours alone", parent).WithHint("remove it, or use a data directory with a shorter path")
 	}
-	return filepath.Join(parent, "runner.sock"), nil
+	return parent, nil
 }
 
 // gitHandler serves the repositories to sandboxes.

@@ -288,7 +288,8 @@ func (p *parts) close() error {
 // its data directory, and everything that belongs to them. Disks stay, unless
 // remove is set.
 func StopSandboxes(ctx context.Context, cfg Config, grace time.Duration, remove bool) error {
-	d, err := newDriver(ctx, cfg, cfg.Data, cfg.Data, slog.New(slog.DiscardHandler))
+	cfg.Isolation = "" // nothing is started
+	d, err := newDriver(ctx, cfg, cfg.Data, cfg.Data, "", slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

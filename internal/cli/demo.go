@@ -24,7 +24,7 @@ const cleanUpFor = 20 * time.Second
 type demoFlags struct {
 	dir, repo, target, agent                   string
 	provider, baseURL, keyFile, model, presets string
-	sandbox, image                             string
+	sandbox, image, isolation                  string
 	limit                                      time.Duration
 	allowHTTP                                  bool
 }
@@ -46,6 +46,7 @@ With --repo and --target the work goes to a repository of yours, with --agent
 	fl.StringVar(&f.target, "target", "", "with --repo: the branch that the work lands on")
 	fl.StringVar(&f.agent, "agent", "scripted", "preset of the agent")
 	fl.StringVar(&f.sandbox, "sandbox", "process", "where agents run: process or docker")
+	fl.StringVar(&f.isolation, "isolation", "", "process: auto, bwrap or none, as of serve; auto, or none when the scripted agent works on the demo's own repository")
 	fl.StringVar(&f.image, "image", "gastown:local", "docker: image of sandboxes; 'make image' builds one")
 	fl.StringVar(&f.presets, "presets", "", "directory with more agent presets (*.toml)")
 	fl.StringVar(&f.provider, "provider", "house", "name for the model provider, with --base-url")
@@ -102,6 +103,12 @@ func (f demoFlags) server(data string) app.Config {
 func (a *invocation) demo(ctx context.Context, f demoFlags) (err error) {
 	if err := f.check(); err != nil {
 		return err
+	}
+	if f.isolation == "" {
+		f.isolation = a.isolation()
+		if f.repo == "" && f.agent == "scripted" {
+			f.isolation = "none" // all that runs is ours, and the gates find the user's build cache
+		}
 	}
 	d := &demo{a: a, f: f, begin: a.env.Now(), out: a.env.Out, own: f.repo == "", names: map[string]string{}}
 	if a.json {
@@ -217,8 +224,9 @@ func (d *demo) prepare(ctx context.Context) error {
 	d.tell("there is a town: %s", demoTown)
 	rig := api.AddRig{Name: demoRig, Prefix: "tk", URL: d.repo, Target: "main", Settings: settings,
 		Gates: []api.Gate{{Name: "vet", Command: "go vet ./..."}, {Name: "test", Command: "go test ./..."}}}
-	if d.f.sandbox != "process" {
-		// What a container has, it has from its image, and Go is much.
+	if d.f.sandbox != "process" || d.f.isolation != "none" {
+		// What a container has, it has from its image, and Go is much; a box begins
+		// without a build cache.
 		rig.Gates = []api.Gate{{Name: "files", Command: "test -s main.go && test -s commands.go && ! grep -rn '^<<<<<<<' ."}}
 	}
 	if !d.own {

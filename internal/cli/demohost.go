@@ -129,7 +129,7 @@ func startServer(ctx context.Context, data string, f demoFlags) (*child, error) 
 		return nil, errs.Wrap(errs.Unavailable, err, "opening the server's log")
 	}
 	defer out.Close()
-	args := []string{"serve", "--data", data, "--listen", "127.0.0.1:0", "--sandbox", f.sandbox, "--image", f.image}
+	args := []string{"serve", "--data", data, "--listen", "127.0.0.1:0", "--sandbox", f.sandbox, "--isolation", f.isolation, "--image", f.image}
 	if f.presets != "" {
 		args = append(args, "--presets", f.presets)
 	}

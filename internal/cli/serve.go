@@ -35,7 +35,8 @@ type serveFlags struct {
 	containers                      app.Containers
 	memoryMB                        int64
 	insecure, notifyPrivate         bool
-	set                             []string
+	set, show                       []string
+	isolation, network              string
 }
 
 func (a *invocation) serveCmd() *cobra.Command {
@@ -57,7 +58,9 @@ leaves them at once.`,
 	fl.IntVar(&f.maxAwake, "max-awake", 0, "sandboxes that may be awake at once (the setting max_awake)")
 	fl.StringVar(&f.sandbox, "sandbox", "process", "where agents run: process or docker")
 	fl.StringVar(&f.containers.Image, "image", "gastown:local", "docker: image of sandboxes, by name, digest or id; 'make image' builds one")
-	fl.StringVar(&f.containers.Network, "docker-network", "", "docker: network of sandboxes; without one agents reach the server and nothing else")
+	fl.StringVar(&f.isolation, "isolation", a.isolation(), "process: auto takes bubblewrap (bwrap) where it works, bwrap insists on it, none is without")
+	fl.StringVar(&f.network, "sandbox-network", "none", "network of sandboxes: none, and agents reach the server and nothing else; process: or host; docker: or one of the engine's")
+	fl.StringArrayVar(&f.show, "sandbox-show", nil, "process with bubblewrap: file or directory of this machine that sandboxes see, read-only; may be repeated")
 	fl.Float64Var(&f.containers.CPUs, "sandbox-cpus", 0, "docker: processors that a sandbox may use; 0 is no limit")
 	fl.Int64Var(&f.memoryMB, "sandbox-memory", 4096, "docker: megabytes of memory that a sandbox may use; 0 is no limit")
 	fl.Int64Var(&f.containers.Pids, "sandbox-pids", 2048, "docker: processes and threads that a sandbox may have; 0 is no limit")
@@ -73,6 +76,14 @@ leaves them at once.`,
 	return cmd
 }
 
+// isolation is the default of --isolation.
+func (a *invocation) isolation() string {
+	if v := a.env.Getenv("GASTOWN_ISOLATION"); v != "" {
+		return v
+	}
+	return "auto"
+}
+
 func (a *invocation) serve(ctx context.Context, f serveFlags) error {
 	log, err := newLogger(a.env.Err, f.logLevel, f.logFormat)
 	if err != nil {
@@ -85,6 +96,7 @@ func (a *invocation) serve(ctx context.Context, f serveFlags) error {
 	f.containers.Memory = f.memoryMB << 20
 	srv, err := app.Open(ctx, app.Config{
 		Data: a.dataDir(), KeyFile: a.keyFile(), Listen: f.listen, Settings: settings, Sandbox: f.sandbox, Containers: f.containers, PresetDir: f.presets,
+		Isolation: f.isolation, Network: f.network, Show: f.show,
 		NotifyCommand: f.notify, NotifyPrivate: f.notifyPrivate,
 		TLSCert: f.cert, TLSKey: f.key, InsecureListen: f.insecure, Version: a.version(), Log: log,
 	})
@@ -112,8 +124,8 @@ func (a *invocation) serveUntilSignal(ctx context.Context, srv *app.App) error {
 	if err := a.say("gastown %s serves on %s\nthe admin token %s %s", a.version(), srv.URL(), verb, path); err != nil {
 		return err
 	}
-	if warning := srv.Isolation(); warning != "" {
-		fmt.Fprintln(a.env.Err, "warning: "+warning)
+	for line := range strings.Lines(srv.Isolation()) {
+		fmt.Fprintln(a.env.Err, "warning: "+strings.TrimSuffix(line, "\n"))
 	}
 	select {
 	case err := <-done:

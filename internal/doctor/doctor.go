@@ -21,6 +21,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -273,8 +274,8 @@ func (l *look) server(ctx context.Context) error {
 	} else if !health.Writable() {
 		l.add(l.problem("", "store.writes", "", "the store takes no writes ("+string(health.State)+"): "+health.Cause, "nothing is accepted, and towns stand still", health.Hint))
 	}
-	if l.cfg.Isolation != "" {
-		l.info("sandbox.isolation", l.cfg.Isolation, "what runs in a sandbox can reach whatever you can", "work only on what you trust, or use a driver that isolates")
+	for line := range strings.Lines(l.cfg.Isolation) {
+		l.info("sandbox.isolation", strings.TrimSuffix(line, "\n"), "whatever runs in a sandbox can do this", "work only on what you trust, or isolate more: docs/containers.md")
 	}
 	idem, transcript, err := l.cfg.Store.Oldest(ctx)
 	if err != nil {

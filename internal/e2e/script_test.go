@@ -21,11 +21,20 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// The same on every machine: what is about boxes of bubblewrap asks for them.
+	if os.Getenv(envIsolation) == "" {
+		if err := os.Setenv(envIsolation, "none"); err != nil {
+			panic(err)
+		}
+	}
 	testscript.Main(m, map[string]func(){
 		"ask-model": func() { os.Exit(askModel()) },
 		"gastown":   func() { os.Exit(cli.Main(context.Background(), os.Args[1:], cli.Process(""))) },
 	})
 }
+
+// envIsolation names the variable with the default of --isolation.
+const envIsolation = "GASTOWN_ISOLATION"
 
 // waitAtMost bounds everything that a script waits for.
 const waitAtMost = time.Minute
@@ -65,6 +74,7 @@ func setupScript(e *testscript.Env) error {
 	}
 	e.Setenv("GASTOWN_DATA", filepath.Join(e.WorkDir, "data"))
 	e.Setenv("GIT_CONFIG_GLOBAL", os.DevNull)
+	e.Setenv(envIsolation, os.Getenv(envIsolation))
 	// The demo works below TMPDIR; it must leave nothing else there.
 	e.Setenv("TMPDIR", filepath.Join(e.WorkDir, "tmp"))
 	e.Defer(func() {

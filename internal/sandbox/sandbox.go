@@ -121,8 +121,9 @@ type Driver interface {
 	// channel per driver, for one receiver; it is never closed.
 	Exits() <-chan Ref
 
-	// Isolation says in one sentence what agents inside can reach that they should
-	// not, for the start log and doctor; "" when there is nothing to warn of.
+	// Isolation says what agents inside can reach that they should not, in one line
+	// for each such thing, for the start log and doctor; "" when there is nothing to
+	// warn of.
 	Isolation() string
 }
 

@@ -1,4 +1,5 @@
-// Package inside is the first process of a sandbox that is a container. It
+// Package inside is the first process of a sandbox that is a container or a box
+// of bubblewrap. It
 // prepares the disk, starts the sandbox's command as a user of its own, hands the
 // token over from its standard input to descriptor 3, reaps orphans, passes
 // signals on, and ends with the command.
@@ -14,4 +15,11 @@ package inside
 const (
 	Started = "gastown-sandbox: started"
 	Failed  = "gastown-sandbox: failed: " // and the reason
+)
+
+// BoxFlag is the first argument in a box of bubblewrap. There the token comes on
+// sandbox.TokenFD already, and StatusFD takes the place of the output.
+const (
+	BoxFlag  = "--box"
+	StatusFD = 4
 )

@@ -22,6 +22,9 @@ const exitFailed = 127
 // Main is the first process: flags, "--", program and arguments. It returns the
 // exit code of the command, 128 and the signal's number when a signal ended it.
 func Main(args []string, stdout io.Writer) int {
+	if len(args) > 0 && args[0] == BoxFlag {
+		return box(args[1:])
+	}
 	cmd, err := prepare(args)
 	if err == nil {
 		err = cmd.Start()
@@ -29,21 +32,32 @@ func Main(args []string, stdout io.Writer) int {
 	if err != nil {
 		return sayFailed(stdout, err)
 	}
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGCHLD)
+	signals := catch()
 	if _, err := io.WriteString(stdout, Started+"\n"); err != nil {
 		// The driver is gone; the command finds no token and ends.
 		_ = os.Stdin.Close()
 	}
 	// From here on the command alone holds the token's pipe.
 	_ = os.Stdin.Close()
+	return attend(cmd.Process, signals)
+}
+
+// catch begins to collect the signals that are passed on.
+func catch() <-chan os.Signal {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGCHLD)
+	return signals
+}
+
+// attend passes signals on and reaps, until the command ends.
+func attend(command *os.Process, signals <-chan os.Signal) int {
 	for {
-		if code, ended := reap(cmd.Process.Pid); ended {
+		if code, ended := reap(command.Pid); ended {
 			return code
 		}
 		if s := <-signals; s != syscall.SIGCHLD {
 			// A command that ended just now needs no signal.
-			_ = cmd.Process.Signal(s)
+			_ = command.Signal(s)
 		}
 	}
 }

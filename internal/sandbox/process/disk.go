@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"gastown/internal/errs"
 )
@@ -18,10 +19,15 @@ const (
 
 func (d *Driver) disk(town string) string { return filepath.Join(d.book.Dir(town), "disk") }
 
-// makeDisk makes sure that a town has its directories; fresh gives it an empty disk.
+// makeDisk makes sure that a town has its directories; fresh gives it an empty
+// disk, and so does a disk of another user, left by a sandbox of another isolation.
 func (d *Driver) makeDisk(town string, fresh bool) error {
 	disk := d.disk(town)
-	if fresh {
+	user := os.Getuid()
+	if d.box != nil {
+		user = d.box.uid
+	}
+	if fresh || !ownedBy(disk, user) {
 		if err := d.discard(disk); err != nil {
 			return err
 		}
@@ -30,8 +36,23 @@ func (d *Driver) makeDisk(town string, fresh bool) error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return errs.Wrap(errs.Unavailable, err, "sandbox: make the disk of town %s", town)
 		}
+		if user != os.Getuid() {
+			if err := os.Lchown(dir, user, user); err != nil {
+				return errs.Wrap(errs.Unavailable, err, "sandbox: make the disk of town %s", town)
+			}
+		}
 	}
 	return nil
+}
+
+// ownedBy reports whether a path does not exist or belongs to a user.
+func ownedBy(path string, uid int) bool {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return true
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	return !ok || int(sys.Uid) == uid
 }
 
 // discard renames a directory into the trash, which takes no time, and has it

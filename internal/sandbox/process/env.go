@@ -19,7 +19,8 @@ func passed() []string {
 }
 
 // environ builds a sandbox's environment out of the server's. HOME and TMPDIR
-// lie on the disk; build caches are the user's own, so that gates are fast.
+// lie on the disk; build caches are the user's own, so that gates are fast. A box
+// has its own on the disk, and sees at most the modules of the user's.
 func (d *Driver) environ(town string) []string {
 	disk := d.disk(town)
 	env := []string{"HOME=" + filepath.Join(disk, "home"), "TMPDIR=" + filepath.Join(disk, "tmp")}
@@ -28,7 +29,13 @@ func (d *Driver) environ(town string) []string {
 			env = append(env, k+"="+v)
 		}
 	}
-	return append(env, caches(os.Getenv, os.UserHomeDir, os.UserCacheDir)...)
+	for _, kv := range caches(os.Getenv, os.UserHomeDir, os.UserCacheDir) {
+		name, path, _ := strings.Cut(kv, "=")
+		if d.box == nil || name == "GOMODCACHE" && d.box.sees(path) {
+			env = append(env, kv)
+		}
+	}
+	return env
 }
 
 // caches names the user's caches explicitly, since HOME no longer leads to them.

@@ -1,11 +1,15 @@
-// Package process is the sandbox driver that needs nothing: a sandbox is a
-// process session on this machine, in a directory of its own.
+// Package process is the sandbox driver that needs no engine: a sandbox is a
+// process session on this machine, in a directory of its own. Where bubblewrap
+// works it is a box, too: namespaces of its own in which nothing of this machine
+// is writable but the sandbox's disk, and nothing of the server, of the user or of
+// other towns can be seen (see box.go).
 //
 // Layout below the root, which belongs to one control plane:
 //
 //	<town>/gen.json     the record: generation, pid, start time of the process, boot id
 //	<town>/disk/        the disk; working directory, HOME is home/, TMPDIR is tmp/
 //	<town>/runner.log   stdout and stderr of the command, runner.log.1 the older part
+//	<town>/etc/         what a box has for the files of the same name in /etc
 //	.locks/<town>       locked (flock) while a record is being changed
 //	.trash/             renamed-away disks, deleted in the background and at the next New
 //
@@ -18,29 +22,23 @@
 // so that a reused pid cannot get a stranger killed. What belongs to a sandbox:
 // processes with its marker in their environment (EnvSandbox), those in its session,
 // and all descendants of either. That finds agents and tools which changed their
-// session or process group. It misses a process that did all of: leave the session,
-// wipe its environment and outlive its parent.
+// session or process group. Without a box it misses a process that did all of: leave
+// the session, wipe its environment and outlive its parent. In a box nothing outlives
+// the first process.
 //
 // Sandboxes survive the driver and its process. A new driver finds them by their
 // records and looks at them twice a second; own children are waited for.
-//
-// There is no isolation: agents run as the user of the server (see Isolation).
 package process
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
-	"syscall"
-	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/sandbox"
@@ -49,8 +47,40 @@ import (
 
 const driverName = "process"
 
-// Driver runs sandboxes as plain processes. Make it with New.
+// Isolation says what keeps sandboxes apart from this machine.
+type Isolation string
+
+// The kinds of isolation.
+const (
+	Auto  Isolation = "auto"  // bubblewrap where it works, else nothing
+	Bwrap Isolation = "bwrap" // bubblewrap, or New fails
+	None  Isolation = "none"  // nothing
+)
+
+// Bind shows a directory of this machine in a box, read-only for what it is but
+// sockets and named pipes in it work.
+type Bind struct{ Outside, Inside string }
+
+// Config says how to run sandboxes. Root is required; the fields after Init are
+// for boxes only.
+type Config struct {
+	Root      string    // directory, for one control plane
+	Isolation Isolation // "" is None
+	Init      []string  // first process of a box, which starts the command after "--"; without it there are none
+	Binds     []Bind    // at least the directory with the server's socket
+	Show      []string  // files and directories of this machine that boxes see, read-only
+	Hide      []string  // directories that they don't see even where they lie in one that is shown
+	Network   bool      // boxes use this machine's network; else they have none
+	Log       *slog.Logger
+}
+
+// Driver runs sandboxes as processes. Make it with New.
 type Driver struct {
+	box   *box   // nil without bubblewrap
+	noBox string // why there is none, "" if none was asked for
+
+	network bool // boxes have this machine's
+
 	root  string // absolute, without symbolic links
 	book  *record.Book
 	hash  string // of root, part of every marker
@@ -67,9 +97,11 @@ type Driver struct {
 
 var _ sandbox.Driver = (*Driver)(nil)
 
-// New returns the driver of root, which it creates. Sandboxes left running by an
-// earlier driver are found and watched again. Call Close when done.
-func New(root string, log *slog.Logger) (*Driver, error) {
+// New returns the driver of a root, which it creates. Sandboxes left running by an
+// earlier driver, whatever its isolation, are found and watched again. Call Close
+// when done.
+func New(ctx context.Context, cfg Config) (*Driver, error) {
+	root, log := cfg.Root, cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -103,6 +135,11 @@ func New(root string, log *slog.Logger) (*Driver, error) {
 		exits:  make(chan sandbox.Ref, 256),
 		closed: make(chan struct{}),
 		lives:  map[key]*life{},
+
+		network: cfg.Network,
+	}
+	if err := d.openBox(ctx, cfg); err != nil {
+		return nil, err
 	}
 	d.spawn(d.adopt)
 	d.spawn(d.emptyTrash)
@@ -142,12 +179,6 @@ func (d *Driver) spawn(task func()) {
 // Exits implements sandbox.Driver.
 func (d *Driver) Exits() <-chan sandbox.Ref { return d.exits }
 
-// Isolation implements sandbox.Driver.
-func (d *Driver) Isolation() string {
-	return "agents run as your own user and are not isolated: they can read and change your files, use your network, " +
-		"and see this server's processes and each other's"
-}
-
 // Start implements sandbox.Driver.
 func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, error) {
 	if err := spec.Validate(); err != nil {
@@ -173,7 +204,7 @@ func (d *Driver) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, err
 	if err := ctx.Err(); err != nil {
 		return sandbox.Ref{}, errs.Wrap(errs.Unavailable, err, "sandbox: start of town %s", spec.Town)
 	}
-	return d.launch(spec, old)
+	return d.launch(ctx, spec, old)
 }
 
 // against holds a start against the record of an earlier one.
@@ -202,94 +233,6 @@ func (d *Driver) clearOlder(ctx context.Context, spec sandbox.Spec, old *record.
 		}
 	}
 	return d.kill(ctx, claim{town: spec.Town, upTo: spec.Generation, rec: old})
-}
-
-// launch runs both phases of a start. Under the town's lock.
-func (d *Driver) launch(spec sandbox.Spec, old *record.Record) (ref sandbox.Ref, err error) {
-	cmd := exec.Command(spec.Command[0], spec.Command[1:]...)
-	if cmd.Err != nil {
-		return ref, errs.Wrap(errs.Invalid, cmd.Err, "sandbox: find the command for town %s", spec.Town)
-	}
-	if _, err := os.Stat(d.book.Dir(spec.Town)); errors.Is(err, fs.ErrNotExist) {
-		defer func() {
-			if cmd.Process == nil { // nothing ran: leave nothing
-				err = errors.Join(err, d.discard(d.book.Dir(spec.Town)))
-			}
-		}()
-	}
-	if err := d.makeDisk(spec.Town, spec.FreshDisk); err != nil {
-		return ref, err
-	}
-	logFile, err := d.openLog(spec.Town)
-	if err != nil {
-		return ref, err
-	}
-	defer closeQuietly(logFile)
-	tokenR, tokenW, err := os.Pipe()
-	if err != nil {
-		return ref, errs.Wrap(errs.Unavailable, err, "sandbox: make the token's pipe")
-	}
-	defer closeQuietly(tokenR)
-	defer closeQuietly(tokenW)
-
-	rec := record.Record{Town: spec.Town, Generation: spec.Generation, Phase: record.Starting, Boot: d.boot}
-	if err := d.book.Save(rec); err != nil {
-		return ref, err
-	}
-	cmd.Dir = d.disk(spec.Town)
-	cmd.Env = append(d.environ(spec.Town), spec.Env...)
-	cmd.Env = append(cmd.Env, sandbox.EnvDisk+"="+cmd.Dir, sandbox.EnvSandbox+"="+d.marker(spec.Town, spec.Generation))
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	cmd.ExtraFiles = []*os.File{tokenR} // becomes sandbox.TokenFD
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return ref, errors.Join(startError(spec.Town, err), d.book.Restore(spec.Town, old))
-	}
-	if err := d.recordStarted(&rec, cmd.Process.Pid); err != nil {
-		return ref, errors.Join(err, d.abandon(cmd, rec))
-	}
-	d.waitChild(cmd, rec)
-	if _, err := tokenW.Write(spec.Token); err != nil && !errors.Is(err, syscall.EPIPE) {
-		// EPIPE is a command that exited at once, which Inspect will tell.
-		d.log.Warn("the token did not reach the sandbox", "town", spec.Town, "generation", spec.Generation, "err", err)
-	}
-	d.log.Info("sandbox started", "town", spec.Town, "generation", spec.Generation, "pid", rec.PID)
-	return refOf(rec), nil
-}
-
-// recordStarted completes the intent with the identity of the process.
-func (d *Driver) recordStarted(rec *record.Record, pid int) error {
-	p, found, err := lookup(pid)
-	if err != nil || !found {
-		return errs.New(errs.Internal, "sandbox: can't identify process %d just started for town %s: %v", pid, rec.Town, err)
-	}
-	rec.Phase, rec.PID, rec.Start, rec.StartedAt = record.Running, pid, p.start, time.Now().UTC()
-	return d.book.Save(*rec)
-}
-
-// abandon kills a child whose record could not be completed. Its generation is
-// used up: the intent stays and settles as ended.
-func (d *Driver) abandon(cmd *exec.Cmd, rec record.Record) error {
-	ctx, cancel := context.WithTimeout(context.Background(), killTime)
-	defer cancel()
-	err := cmd.Process.Kill()
-	if errors.Is(err, os.ErrProcessDone) {
-		err = nil
-	}
-	// The exit status of a child killed on purpose says nothing.
-	_ = cmd.Wait()
-	return errors.Join(err, d.kill(ctx, claim{town: rec.Town, from: rec.Generation, upTo: rec.Generation}))
-}
-
-func startError(town string, err error) error {
-	kind := errs.Internal
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ENOEXEC), errors.Is(err, syscall.E2BIG):
-		kind = errs.Invalid
-	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		kind = errs.Unavailable
-	}
-	return errs.Wrap(kind, err, "sandbox: start the command for town %s", town)
 }
 
 func (d *Driver) marker(town string, generation int64) string {

@@ -5,10 +5,17 @@ import (
 	"testing"
 
 	"gastown/internal/sandbox"
+	"gastown/internal/sandbox/inside"
 	"gastown/internal/sandbox/sandboxtest"
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == firstProcess {
+		os.Exit(inside.Main(os.Args[2:], os.Stdout))
+	}
+	if len(os.Args) == 3 && os.Args[1] == dials {
+		os.Exit(dial(os.Args[2]))
+	}
 	sandboxtest.HelperMain()
 	os.Exit(m.Run())
 }
@@ -25,7 +32,7 @@ func setup(t *testing.T) sandboxtest.Setup {
 
 func open(t *testing.T, root string) *Driver {
 	t.Helper()
-	d, err := New(root, nil)
+	d, err := New(t.Context(), Config{Root: root})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -51,7 +52,7 @@ func (d *Driver) Stop(ctx context.Context, ref sandbox.Ref, grace time.Duration)
 		return err
 	}
 	if runs && grace > 0 {
-		err := send(proc{pid: rec.PID, start: rec.Start}, syscall.SIGTERM)
+		err := d.ask(rec)
 		if err != nil {
 			d.log.Warn("a sandbox can't be asked to end", "town", rec.Town, "generation", rec.Generation, "err", err)
 		} else if err := d.awaitGone(ctx, rec, grace); err != nil {
@@ -69,6 +70,25 @@ func (d *Driver) Stop(ctx context.Context, ref sandbox.Ref, grace time.Duration)
 		}
 	}
 	return d.recordEnd(ctx, keyOf(*rec), -1, "stopped")
+}
+
+// ask sends SIGTERM to the command, or to the first process of its box, which
+// passes it on.
+func (d *Driver) ask(rec *record.Record) error {
+	outer := proc{pid: rec.PID, start: rec.Start}
+	if !rec.Box {
+		return send(outer, syscall.SIGTERM)
+	}
+	procs, err := processes()
+	if err != nil {
+		return err
+	}
+	for _, p := range procs {
+		if p.ppid == outer.pid {
+			err = errors.Join(err, send(p, syscall.SIGTERM))
+		}
+	}
+	return err
 }
 
 // awaitGone waits until the command has ended, at most for grace. Only the end

@@ -153,8 +153,12 @@ func (d *Driver) settled(town string) (*record.Record, error) {
 	if err != nil {
 		return nil, err
 	}
+	marked := map[int]bool{} // in a box the command leads a session, too
 	for _, p := range procs {
-		if rec.Boot == d.boot && p.town == town && p.generation == rec.Generation && p.pid == p.sid {
+		marked[p.pid] = true
+	}
+	for _, p := range procs {
+		if rec.Boot == d.boot && p.town == town && p.generation == rec.Generation && p.pid == p.sid && !marked[p.ppid] {
 			rec.Phase, rec.PID, rec.Start, rec.StartedAt = record.Running, p.pid, p.start, time.Now().UTC()
 			return rec, d.book.Save(*rec)
 		}

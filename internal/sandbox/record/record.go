@@ -50,6 +50,7 @@ type Record struct {
 	Boot       string    `json:"boot,omitempty"` // id of the machine's boot
 	PID        int       `json:"pid,omitempty"`
 	Start      string    `json:"start,omitempty"`     // when the process started, as the system tells it
+	Box        bool      `json:"box,omitempty"`       // the process stands before a box, whose first process is its child
 	Container  string    `json:"container,omitempty"` // id
 	StartedAt  time.Time `json:"started_at,omitzero"`
 	ExitedAt   time.Time `json:"exited_at,omitzero"`

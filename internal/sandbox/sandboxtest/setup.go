@@ -46,7 +46,9 @@ type Town struct {
 func (s Setup) NewTown(t *testing.T, name string) *Town {
 	t.Helper()
 	for _, pipe := range []string{"alive-", "events-", "control-"} {
-		if err := syscall.Mkfifo(filepath.Join(s.Exchange, pipe+name), 0o600); err != nil {
+		path := filepath.Join(s.Exchange, pipe+name)
+		// What runs inside may be another user.
+		if err := errors.Join(syscall.Mkfifo(path, 0o600), os.Chmod(path, 0o666)); err != nil {
 			t.Fatal(err)
 		}
 	}

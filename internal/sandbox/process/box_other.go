@@ -1,0 +1,7 @@
+//go:build !linux
+
+package process
+
+import "errors"
+
+func (b *boxBirth) mapUsers() error { return errors.New("bubblewrap is Linux only") }

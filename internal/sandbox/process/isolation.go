@@ -1,0 +1,27 @@
+package process
+
+import "strings"
+
+// Isolation implements sandbox.Driver.
+func (d *Driver) Isolation() string {
+	var lines []string
+	if d.box == nil {
+		lines = append(lines,
+			"files: agents run as your own user, and can read and change whatever you can, the server's data and keys too",
+			"processes: agents see this server and all that you run, and can end it",
+			"network: agents use this machine's network")
+		if d.noBox != "" {
+			lines[0] += " (there are no boxes for them: " + strings.ReplaceAll(d.noBox, "\n", " ") + ")"
+		}
+		return strings.Join(lines, "\n")
+	}
+	lines = append(lines, "agents run as the runner's user inside their sandbox: they can read the sandbox's token and each other's work")
+	if d.network {
+		lines = append(lines, "network: agents use this machine's network, and reach what listens on it")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Boxed reports whether new sandboxes are boxes, which see of this machine only
+// what they are shown.
+func (d *Driver) Boxed() bool { return d.box != nil }
