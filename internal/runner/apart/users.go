@@ -24,7 +24,8 @@ const (
 
 // users gives each cell a user of its own.
 type users struct {
-	uid, gid int // the runner's
+	uid, gid int           // the runner's
+	hold     time.Duration // how long a sweep waits for the runner's own calls
 
 	mu   sync.Mutex // guards the fields below
 	used map[int]bool
@@ -35,7 +36,7 @@ func newUsers() (*users, error) {
 	if err := settleCaps(); err != nil {
 		return nil, err
 	}
-	return &users{uid: os.Getuid(), gid: os.Getgid(), used: map[int]bool{}, next: FirstUser}, nil
+	return &users{uid: os.Getuid(), gid: os.Getgid(), hold: holdTimeout, used: map[int]bool{}, next: FirstUser}, nil
 }
 
 func (u *users) enter(like []string) (Cell, error) {
@@ -225,7 +226,7 @@ func (c *userCell) awaitIdle() {
 	}
 	idle := c.idle
 	c.mu.Unlock()
-	t := time.NewTimer(holdTimeout)
+	t := time.NewTimer(c.of.hold)
 	defer t.Stop()
 	select {
 	case <-idle:
