@@ -19,6 +19,7 @@ type Rig struct {
 	Target         string            `json:"target"`
 	Gates          []Gate            `json:"gates"`
 	Settings       map[string]string `json:"settings,omitempty"`
+	AllowHosts     []string          `json:"allow_hosts,omitempty" doc:"Hosts that its agents and gates may reach through the server: the setting network.allow."`
 	HasCredential  bool              `json:"has_credential"`
 	Credential     *CredentialInfo   `json:"credential,omitempty" doc:"Only where one rig is shown."`
 	UpdateWorktree bool              `json:"update_worktree,omitempty"`
@@ -47,6 +48,8 @@ type EditRig struct {
 	Set   map[string]string `json:"set,omitempty"`
 	Unset []string          `json:"unset,omitempty"`
 	Gates *[]Gate           `json:"gates,omitempty"`
+	Allow []string          `json:"allow_hosts,omitempty" maxItems:"200" doc:"Hosts to add to the list of network.allow as it holds for the rig."`
+	Deny  []string          `json:"deny_hosts,omitempty" maxItems:"200" doc:"Hosts to take off the list."`
 
 	Credential     *Credential `json:"credential,omitempty" doc:"Replaces the rig's. It is tried before anything changes."`
 	NoCredential   bool        `json:"no_credential,omitempty" doc:"Takes the rig's credential away."`

@@ -219,7 +219,7 @@ func (a *invocation) rigShowCmd() *cobra.Command {
 			set = append(set, k+"="+r.Settings[k])
 		}
 		if err := a.fields("rig", r.Name, "town", r.Town, "state", r.State, "url", r.URL, "credential", credentialText(r), "prefix", r.Prefix,
-			"target", r.Target, "tip", commit(r.Tip), "fetched", a.ago(r.FetchedAt), "settings", strings.Join(set, " "), "created", a.ago(r.CreatedAt)); err != nil {
+			"target", r.Target, "tip", commit(r.Tip), "fetched", a.ago(r.FetchedAt), "hosts", strings.Join(r.AllowHosts, " "), "settings", strings.Join(set, " "), "created", a.ago(r.CreatedAt)); err != nil {
 			return err
 		}
 		for _, g := range r.Gates {
@@ -248,7 +248,7 @@ func (a *invocation) rigRemoveCmd() *cobra.Command {
 }
 
 func (a *invocation) rigSetCmd() *cobra.Command {
-	var gates []string
+	var gates, allow, deny []string
 	var limit time.Duration
 	var noGates, noCredential, forgetHost bool
 	var cf credentialFlags
@@ -257,7 +257,7 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		e := api.EditRig{Set: set, NoCredential: noCredential, ForgetHostKeys: forgetHost}
+		e := api.EditRig{Set: set, Allow: allow, Deny: deny, NoCredential: noCredential, ForgetHostKeys: forgetHost}
 		if e.Credential, err = a.credential(cf); err != nil {
 			return err
 		}
@@ -272,8 +272,8 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 			e.Gates = &[]api.Gate{}
 		case len(list) > 0:
 			e.Gates = &list
-		case len(set) == 0 && e.Credential == nil && !noCredential && !forgetHost:
-			return errs.New(errs.Invalid, "there is nothing to change").WithHint("give KEY=VALUE, --gate name=command, --no-gates or --credential-file FILE")
+		case len(set)+len(allow)+len(deny) == 0 && e.Credential == nil && !noCredential && !forgetHost:
+			return errs.New(errs.Invalid, "there is nothing to change").WithHint("give KEY=VALUE, --gate name=command, --no-gates, --allow-host HOST or --credential-file FILE")
 		}
 		_, err = c.EditRig(ctx, in, rig, e)
 		return err
@@ -285,6 +285,8 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 	cf.flags(cmd)
 	cmd.Flags().BoolVar(&noCredential, "no-credential", false, "take the credential away")
 	cmd.Flags().BoolVar(&forgetHost, "forget-host-keys", false, "record the key of the ssh host anew")
+	cmd.Flags().StringSliceVar(&allow, "allow-host", nil, "let agents and gates reach HOST[:PORT] or *.HOST[:PORT] through the server; may be repeated")
+	cmd.Flags().StringSliceVar(&deny, "deny-host", nil, "take a host off that list; may be repeated")
 	return cmd
 }
 

@@ -101,6 +101,11 @@ func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.Gat
 	if err != nil {
 		return nil, err
 	}
+	if r.needsProxy(j.AllowHosts) {
+		user := r.loopback.proxy.admitGates(j, func(text string) { r.log.Warn("a gate was refused a host", "bead", j.Bead, "why", text) })
+		defer r.loopback.proxy.expel(user)
+		env = append(env, user.env(r.loopback.base)...)
+	}
 	results := []town.GateRun{}
 	for _, g := range j.Gates {
 		logPath := filepath.Join(r.dir("logs/gates"), id+"-"+fileName(g.Name)+".log")

@@ -46,7 +46,7 @@ type tenant struct {
 }
 
 // loopback serves the agents: /mcp/<run>, /git/<run>/<rig>.git/... and
-// /model/<run>/... Every request carries the secret of its run. The sandbox
+// /model/<run>/..., and hosts that their rig opens, as a proxy. Every request carries the secret of its run. The sandbox
 // token is added here, and a run's secret goes no further.
 type loopback struct {
 	api    *api
@@ -57,6 +57,7 @@ type loopback struct {
 	secret string // of the runner's own git processes
 	own    [sha256.Size]byte
 	kept   atomic.Int64 // bytes of requests that may be sent again
+	proxy  *proxy
 
 	mu      sync.RWMutex // guards tenants
 	tenants map[string]*tenant
@@ -74,6 +75,7 @@ func newLoopback(a *api, log *slog.Logger) (*loopback, error) {
 	l := &loopback{api: a, log: log, ln: ln, base: "http://" + ln.Addr().String(), secret: newSecret(),
 		tenants: map[string]*tenant{}}
 	l.own = hashSecret(l.secret)
+	l.proxy = newProxy(a, log)
 	l.srv = &http.Server{Handler: l, ReadHeaderTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	return l, nil
@@ -87,7 +89,10 @@ func (l *loopback) serve() error {
 	return err
 }
 
-func (l *loopback) close() error { return l.srv.Close() }
+func (l *loopback) close() error {
+	l.proxy.close()
+	return l.srv.Close()
+}
 
 // admit opens the endpoints of a run.
 func (l *loopback) admit(t *tenant) {
@@ -126,6 +131,11 @@ func same(secret string, want [sha256.Size]byte) bool {
 
 // ServeHTTP finds the run, checks its secret and hands the request on.
 func (l *loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// What ignores NO_PROXY sends even what is for here as if to a proxy.
+	if r.Method == http.MethodConnect || r.URL.IsAbs() && r.URL.Host != l.ln.Addr().String() {
+		l.proxy.ServeHTTP(w, r)
+		return
+	}
 	service, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	id, rest, _ := strings.Cut(rest, "/")
 	given := bearerOf(r)

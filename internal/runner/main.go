@@ -30,6 +30,7 @@ type Runner struct {
 	cfg         Config
 	log         *slog.Logger
 	api         *api
+	cut         bool // there is no network but loopback
 	rigs        *rigs
 	apart       *apart.Keeper
 	spares      *spares
@@ -135,7 +136,7 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Runner{apart: keeper, cfg: cfg, log: cfg.Log, api: a, beats: make(chan time.Duration, 1), diskLost: make(chan struct{}, 1),
+	r := &Runner{apart: keeper, cfg: cfg, log: cfg.Log, api: a, cut: cutOff(), beats: make(chan time.Duration, 1), diskLost: make(chan struct{}, 1),
 		runs: map[runKey]*run{}, gateHomes: map[string]bool{}, gates: map[gateKey]*gateRun{}}
 	for _, d := range []string{"tmp", "outbox"} {
 		// Leftovers of an older boot: its reports are of a generation that is over.

@@ -64,6 +64,7 @@ type run struct {
 	log    *slog.Logger
 	tenant *tenant
 	secret string
+	guest  *proxyUser    // nil when its agent is told of no proxy
 	prev   *run          // the run that holds the bead's worktree before this one, or nil
 	done   chan struct{} // closed when the run is over and reported
 	wake   chan struct{} // holds a token when asked or nudges changed
@@ -204,6 +205,12 @@ func (n *run) main() {
 	defer close(n.done)
 	defer n.abandon()
 	n.r.loopback.admit(n.tenant)
+	if n.r.needsProxy(n.want.AllowHosts) {
+		n.guest = n.r.loopback.proxy.admitRun(n.key.id, n.key.epoch, func(text string) {
+			n.log.Warn("an agent was refused a host", "why", text)
+			n.story("host_refused", text)
+		})
+	}
 	end := n.live()
 	n.finish(end)
 }
@@ -334,6 +341,9 @@ func (n *run) start() (agent.Session, error) {
 			Headers: map[string]string{"Authorization": "Bearer " + n.secret}}},
 		OnEvent: n.event, Start: n.cell.Start, Sweep: n.cell.Sweep,
 	}
+	if n.guest != nil {
+		spec.Env = append(spec.Env, n.guest.env(n.r.loopback.base)...)
+	}
 	if d.Provider != "" {
 		spec.Model = &agent.Model{Provider: d.Provider, BaseURL: n.r.loopback.base + "/model/" + d.ID, Key: n.secret, Name: d.Model}
 	}
@@ -394,6 +404,9 @@ func (n *run) finish(end ending) {
 		saver.close()
 	}
 	n.r.loopback.expel(n.tenant)
+	if n.guest != nil {
+		n.r.loopback.proxy.expel(n.guest)
+	}
 	n.leave()
 	if !save {
 		n.r.tidy(n.tree) // what is in it is elsewhere too

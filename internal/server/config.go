@@ -120,8 +120,10 @@ type Config struct {
 	Collectors []prometheus.Collector
 	// ModelTransport reaches model providers; may be nil for the default.
 	ModelTransport http.RoundTripper
-	TLSCert        string // files; both or none
-	TLSKey         string
-	Log            *slog.Logger // may be nil
-	Now            func() time.Time
+	// Dialer connects sandboxes to hosts that their rig opens; may be nil.
+	Dialer  *gateway.Dialer
+	TLSCert string // files; both or none
+	TLSKey  string
+	Log     *slog.Logger // may be nil
+	Now     func() time.Time
 }

@@ -261,7 +261,7 @@ func (s *Server) editRig(ctx context.Context, in *editRigIn) (*body[api.Rig], er
 		return nil, err
 	}
 	defer unlock()
-	set := town.SetRig{By: callOf(ctx).who, Rig: in.Rig, Set: values, Unset: in.Body.Unset}
+	set := town.SetRig{By: callOf(ctx).who, Rig: in.Rig, Set: values, Unset: in.Body.Unset, Allow: in.Body.Allow, Deny: in.Body.Deny}
 	if set.Access, set.Secret, err = s.editAccess(ctx, id, in); err != nil {
 		return nil, err
 	}

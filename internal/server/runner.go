@@ -51,6 +51,7 @@ func (s *Server) registerRunner() {
 	handle("GET", wire.PathBead, normalBody, ofItsRuns, false, s.beadForAgent)
 	handle("POST", wire.PathTranscripts, transcriptBody, ofItsOwn, false, s.transcripts)
 	handle("POST", wire.PathToken, normalBody, ofItsOwn, false, s.exchange)
+	handle("POST", wire.PathTunnel, normalBody, ofItsTunnels, true, s.tunnel)
 
 	s.limits[wire.PathModel], s.most[wire.PathModel] = -1, ofItsRuns
 	s.mux.Handle(wire.PathModel, gateway.NewModel(s.providers, s, gateway.ModelConfig{

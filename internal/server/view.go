@@ -57,7 +57,7 @@ func usesView(t *town.Town, bead string) *api.Uses {
 func rigView(t *town.Town, r town.Rig) api.Rig {
 	in := t.Info()
 	out := api.Rig{Name: r.Name, Town: in.Name, TownID: in.ID, Prefix: r.Prefix, URL: r.URL, Target: r.Target, Gates: []api.Gate{},
-		Settings: r.Settings, HasCredential: r.Secret != "", UpdateWorktree: r.UpdateWorktree, State: string(r.State),
+		Settings: r.Settings, AllowHosts: t.AllowedHosts(r.Name), HasCredential: r.Secret != "", UpdateWorktree: r.UpdateWorktree, State: string(r.State),
 		CreatedAt: r.CreatedAt.Time(), Tip: r.Tip, FetchedAt: r.FetchedAt.Time()}
 	for _, g := range r.Gates {
 		out.Gates = append(out.Gates, api.Gate{Name: g.Name, Command: g.Command, TimeoutMS: g.Timeout.Milliseconds()})

@@ -101,6 +101,11 @@ func (t *Town) setRig(now Time, in SetRig) error {
 	if r == nil {
 		return noRig(in.Rig)
 	}
+	if len(in.Allow)+len(in.Deny) > 0 {
+		if in.Set, err = t.setHosts(r, in); err != nil {
+			return err
+		}
+	}
 	if err := checkSettings(LevelRig, in.Set, in.Unset); err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func (t *Town) desiredRun(r *Run) DesiredRun {
 	b, rig := t.beads[r.Bead], t.rigs[r.Rig]
 	d := DesiredRun{ID: r.ID, Bead: r.Bead, Epoch: r.Epoch, Role: r.Role, Rig: r.Rig, Agent: r.Agent, Preset: r.Preset, Provider: r.Provider,
 		Model: r.Model, OwnProcess: r.OwnProcess, Branch: r.Branch, Base: r.Base, Start: r.Start, Nudges: r.Nudges, Verdict: r.Verdict, Stop: r.Stop,
-		TimeLimitMS: int64(t.duration("run.time_limit", b, rig) / time.Millisecond), TurnNudges: t.number("run.turn_nudges", b, rig)}
+		TimeLimitMS: int64(t.duration("run.time_limit", b, rig) / time.Millisecond), TurnNudges: t.number("run.turn_nudges", b, rig), AllowHosts: t.AllowedHosts(r.Rig)}
 	if b != nil {
 		d.Resume, d.ResumeRef, d.Session = b.Checkpoint, b.CheckpointRef, sessionOf(b, r)
 		d.Prompt = t.prompt(b, rig, r)
@@ -53,7 +53,7 @@ func (t *Town) desiredRun(r *Run) DesiredRun {
 }
 
 func (t *Town) gateJob(b *Bead, r *Rig) GateJob {
-	j := GateJob{Bead: b.ID, N: b.Merge.N, Rig: r.Name, Ref: MergeRef(b.ID, b.Merge.N), Candidate: b.Merge.Candidate}
+	j := GateJob{Bead: b.ID, N: b.Merge.N, Rig: r.Name, Ref: MergeRef(b.ID, b.Merge.N), Candidate: b.Merge.Candidate, AllowHosts: t.AllowedHosts(r.Name)}
 	for _, g := range r.Gates {
 		j.Gates = append(j.Gates, GateLimit{Name: g.Name, Command: g.Command, TimeoutMS: int64(t.gateTimeout(g, r) / time.Millisecond)})
 	}
@@ -121,6 +121,9 @@ func (t *Town) prompt(b *Bead, rig *Rig, r *Run) string {
 		for _, g := range rig.Gates {
 			fmt.Fprintf(&s, "- %s: %s\n", g.Name, g.Command)
 		}
+	}
+	if hosts := t.AllowedHosts(rig.Name); len(hosts) > 0 {
+		fmt.Fprintf(&s, "\n# Network\n\nThe proxy in HTTPS_PROXY opens these hosts, and refuses others: %s\n", strings.Join(hosts, ", "))
 	}
 	return s.String()
 }

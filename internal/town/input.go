@@ -88,6 +88,9 @@ type (
 		// Secret is the new name of its credential, nil for the same.
 		Access string
 		Secret *string
+		// Allow and Deny add hosts to the list of network.allow as it holds for the
+		// rig, and take them off it.
+		Allow, Deny []string
 	}
 	// DropRig removes a rig. Refused while it has beads that are not terminal, unless Force cancels them.
 	DropRig struct {

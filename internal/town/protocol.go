@@ -29,26 +29,28 @@ type DesiredRig struct {
 
 // DesiredRun is a run that should exist, or should end when Stop is set.
 type DesiredRun struct {
-	ID          string  `json:"id"`
-	Bead        string  `json:"bead"`
-	Epoch       int64   `json:"epoch"`
-	Role        Role    `json:"role"`
-	Rig         string  `json:"rig"`
-	Agent       string  `json:"agent"`
-	Preset      string  `json:"preset"`
-	Provider    string  `json:"provider,omitempty"`
-	Model       string  `json:"model,omitempty"`
-	OwnProcess  bool    `json:"own_process,omitempty"` // no other run may share its agent's process
-	Branch      string  `json:"branch"`
-	Base        string  `json:"base"`                 // the commit that the work must descend from
-	Start       string  `json:"start"`                // the commit to begin at
-	Resume      string  `json:"resume,omitempty"`     // checkpoint to restore on top of Start's history
-	ResumeRef   string  `json:"resume_ref,omitempty"` // the ref that holds it
-	Session     string  `json:"session,omitempty"`    // agent session to load, where the agent can
-	Prompt      string  `json:"prompt"`
-	TimeLimitMS int64   `json:"time_limit_ms"`
-	TurnNudges  int     `json:"turn_nudges"`
-	Nudges      []Nudge `json:"nudges,omitempty"`
+	ID          string `json:"id"`
+	Bead        string `json:"bead"`
+	Epoch       int64  `json:"epoch"`
+	Role        Role   `json:"role"`
+	Rig         string `json:"rig"`
+	Agent       string `json:"agent"`
+	Preset      string `json:"preset"`
+	Provider    string `json:"provider,omitempty"`
+	Model       string `json:"model,omitempty"`
+	OwnProcess  bool   `json:"own_process,omitempty"` // no other run may share its agent's process
+	Branch      string `json:"branch"`
+	Base        string `json:"base"`                 // the commit that the work must descend from
+	Start       string `json:"start"`                // the commit to begin at
+	Resume      string `json:"resume,omitempty"`     // checkpoint to restore on top of Start's history
+	ResumeRef   string `json:"resume_ref,omitempty"` // the ref that holds it
+	Session     string `json:"session,omitempty"`    // agent session to load, where the agent can
+	Prompt      string `json:"prompt"`
+	TimeLimitMS int64  `json:"time_limit_ms"`
+	TurnNudges  int    `json:"turn_nudges"`
+	// AllowHosts are the hosts that the server opens to it, when the run began.
+	AllowHosts []string `json:"allow_hosts,omitempty"`
+	Nudges     []Nudge  `json:"nudges,omitempty"`
 	// Verdict is the accepted verdict: the agent may finish its turn, then ends.
 	Verdict Outcome `json:"verdict,omitempty"`
 	// Stop says why the run must end now; "" lets it run.
@@ -63,6 +65,8 @@ type GateJob struct {
 	Ref       string      `json:"ref"`
 	Candidate string      `json:"candidate"`
 	Gates     []GateLimit `json:"gates"`
+	// AllowHosts are the hosts that the server opens to the gates.
+	AllowHosts []string `json:"allow_hosts,omitempty"`
 }
 
 // GateLimit is a gate with its time limit.

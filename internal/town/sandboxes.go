@@ -65,6 +65,9 @@ func (t *Town) gating() []string {
 	return out
 }
 
+// Gating reports whether gates are wanted on a bead's candidate now.
+func (t *Town) Gating(bead string) bool { return slices.Contains(t.gating(), bead) }
+
 // graceEnd is when the grace after the last hold ends; 0 while a hold exists or
 // nothing runs.
 func (t *Town) graceEnd() Time {

@@ -41,6 +41,7 @@ const (
 	kindURL // http or https, or empty
 	kindMoney
 	kindPeriod
+	kindHosts // comma-separated
 )
 
 // Setting describes one key.
@@ -103,6 +104,7 @@ var table = []Setting{
 	{"merge.max_conflicts", "20", rigUp, "conflicts with newer commits after which a bead fails", kindInt, 1, 1000},
 	{"merge.mode", "direct", rigUp, "direct: push to the target; branch: push the branch and wait", kindMode, 0, 0},
 	{"model", "", everywhere, "model for agents that need one", kindString, 0, 0},
+	{hostsKey, "", rigUp, "hosts that agents and gates may reach through the server: names, *.names, name:port, addresses; separated by commas", kindHosts, 0, 0},
 	{"notify.command", "false", serverOnly, "the server runs a command for events that need a person", kindBool, 0, 0},
 	{"notify.url", "", townUp, "webhook for events that need a person", kindURL, 0, 0},
 	{"polecats.per_rig", "4", rigUp, "runs at once on one rig", kindInt, 0, 1000},
@@ -209,6 +211,9 @@ func (s Setting) check(value string) error {
 		if _, _, ok := SplitIdentity(value); !ok {
 			return bad("'Name <address>'")
 		}
+	case kindHosts:
+		_, err := ParseHosts(value)
+		return err
 	case kindURL:
 		// The value may hold a secret: it is not repeated.
 		if u, err := url.Parse(value); value != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "") {

@@ -27,12 +27,21 @@ const (
 	PathToken       = "/runner/v1/token"       // POST {} -> TokenResponse; takes a token expired for up to 24 h
 	PathGit         = "/runner/v1/git/"        // + <rig>.git/..., smart HTTP onto the hub
 	PathModel       = "/runner/v1/model/"      // + <provider>/..., forwarded to the model provider
+	PathTunnel      = "/runner/v1/tunnel"      // upgrade to TunnelProtocol: bytes to and from HeaderHost
 )
 
 // Headers by which the runner attributes what it forwards to a run.
 const (
 	HeaderRun   = "Gastown-Run"
 	HeaderEpoch = "Gastown-Epoch"
+)
+
+// A tunnel is for a run, or for the gates of a bead: then HeaderEpoch is the
+// number of the candidate.
+const (
+	TunnelProtocol = "gastown-tunnel"
+	HeaderHost     = "Gastown-Host"  // host:port
+	HeaderGates    = "Gastown-Gates" // bead
 )
 
 // HeaderWait marks an answer of the model path that is a limit of the provider:
