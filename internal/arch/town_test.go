@@ -8,7 +8,7 @@ import (
 
 // pure are the packages of the standard library that the domain may use: none of
 // them reads a clock, a file, the network or a source of randomness by itself.
-var pure = []string{"bytes", "cmp", "encoding/json", "errors", "fmt", "io", "iter", "maps", "math", "math/bits", "net/url", "regexp", "slices", "sort",
+var pure = []string{"bytes", "cmp", "encoding/json", "errors", "fmt", "io", "iter", "maps", "math", "math/bits", "net/netip", "net/url", "regexp", "slices", "sort",
 	"strconv", "strings", "time", "unicode", "unicode/utf8"}
 
 // impure are the functions of these packages that do.
