@@ -25,6 +25,12 @@ func TestCodex(t *testing.T) {
 	h.landed(h.sling(), steps)
 }
 
+func TestKilo(t *testing.T) {
+	h, steps := startAgent(t, agentCase{preset: "kilo", program: "kilo", kind: "openai-compatible",
+		base: (*Model).URL, key: "Bearer " + realKey, shell: "bash"})
+	h.landed(h.sling(), steps)
+}
+
 // agentCase is a kind of agent and how its model is reached.
 type agentCase struct {
 	preset, program, kind string
