@@ -19,7 +19,7 @@ func TestBuiltInPresetsLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(ps.Names(), " "); got != "claude codex opencode scripted" {
+	if got := strings.Join(ps.Names(), " "); got != "claude codex gemini kilo opencode scripted" {
 		t.Errorf("names: %s", got)
 	}
 	oc, err := ps.Get("opencode")
@@ -93,7 +93,7 @@ func TestAPersonsPresetsComeOverTheBuiltInOnes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(ps.Names(), " "); got != "claude codex mine opencode scripted" {
+	if got := strings.Join(ps.Names(), " "); got != "claude codex gemini kilo mine opencode scripted" {
 		t.Errorf("names: %s", got)
 	}
 	if ps["opencode"].Command != "/opt/oc" || ps["opencode"].Model.NeedsProvider {

@@ -68,14 +68,15 @@ const (
 	WireChat      = "chat"      // OpenAI's chat completions
 	WireResponses = "responses" // OpenAI's responses
 	WireMessages  = "messages"  // Anthropic's messages
+	WireGemini    = "gemini"    // Gemini's generateContent
 )
 
 // Wires returns the wire formats.
-func Wires() []string { return []string{WireChat, WireResponses, WireMessages} }
+func Wires() []string { return []string{WireChat, WireResponses, WireMessages, WireGemini} }
 
 // Provider is a model provider, without its key.
 type Provider struct {
-	Kind    string           `json:"kind" enum:"openai,anthropic,openai-compatible"`
+	Kind    string           `json:"kind" enum:"openai,anthropic,gemini,openai-compatible"`
 	Name    string           `json:"name"`
 	BaseURL string           `json:"base_url"`
 	Models  []string         `json:"models"`
@@ -92,7 +93,7 @@ type Price struct {
 
 // CreateProvider adds a model provider or replaces one of the same name.
 type CreateProvider struct {
-	Kind    string           `json:"kind" doc:"openai, anthropic or openai-compatible."`
+	Kind    string           `json:"kind" doc:"openai, anthropic, gemini or openai-compatible."`
 	Name    string           `json:"name"`
 	BaseURL string           `json:"base_url,omitempty" doc:"https, or http to this machine. For OpenAI's wire formats up to and with the version, such as https://models.example/v1; for Anthropic's without it. Needed for openai-compatible."`
 	Key     string           `json:"key,omitempty" doc:"Sent as the kind wants it. Never returned."`

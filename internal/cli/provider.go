@@ -25,7 +25,7 @@ func (a *invocation) providerAddCmd() *cobra.Command {
 	var baseURL, keyFile string
 	var models, prices []string
 	var allowHTTP bool
-	cmd := a.withJSON(a.command("add KIND NAME", "Add a model provider, or replace one; the kind is openai, anthropic or openai-compatible", func(ctx context.Context, args []string) error {
+	cmd := a.withJSON(a.command("add KIND NAME", "Add a model provider, or replace one; the kind is openai, anthropic, gemini or openai-compatible", func(ctx context.Context, args []string) error {
 		p := api.CreateProvider{Kind: args[0], Name: args[1], BaseURL: baseURL, Models: models, AllowHTTP: allowHTTP}
 		var err error
 		if p.Prices, err = pricesIn(prices); err != nil {
@@ -94,7 +94,7 @@ func (a *invocation) providerListCmd() *cobra.Command {
 		for _, p := range all {
 			rows = append(rows, []string{p.Name, p.Kind, p.BaseURL, strings.Join(p.Models, " ")})
 		}
-		return a.table("no providers yet: gastown provider add openai|anthropic|openai-compatible NAME --key-file FILE",
+		return a.table("no providers yet: gastown provider add openai|anthropic|gemini|openai-compatible NAME --key-file FILE",
 			[]string{"PROVIDER", "KIND", "BASE URL", "MODELS"}, rows)
 	}))
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// TestClaude and TestCodex have a town's work done by the real programs behind
+// TestClaude, TestCodex, TestKilo and TestGemini have a town's work done by the real programs behind
 // their adapters, against models that follow a script in their wire formats.
 // GASTOWN_TEST_AGENTS names the directory with the programs (make agents).
 func TestClaude(t *testing.T) {
@@ -28,6 +28,12 @@ func TestCodex(t *testing.T) {
 func TestKilo(t *testing.T) {
 	h, steps := startAgent(t, agentCase{preset: "kilo", program: "kilo", kind: "openai-compatible",
 		base: (*Model).URL, key: "Bearer " + realKey, shell: "bash"})
+	h.landed(h.sling(), steps)
+}
+
+func TestGemini(t *testing.T) {
+	h, steps := startAgent(t, agentCase{preset: "gemini", program: "gemini", kind: "gemini",
+		base: func(m *Model) string { return strings.TrimSuffix(m.URL(), "/v1") }, key: realKey, shell: "run_shell_command"})
 	h.landed(h.sling(), steps)
 }
 

@@ -255,6 +255,8 @@ func content(raw json.RawMessage) string {
 // ServeHTTP implements http.Handler.
 func (m *Model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
+	case strings.HasPrefix(r.URL.Path, "/v1beta/models/") && m.gemini(w, r):
+		return
 	case r.Method == http.MethodPost && r.URL.Path == "/v1/messages":
 		m.messages(w, r)
 		return

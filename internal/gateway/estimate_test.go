@@ -46,7 +46,8 @@ func newMeterLab(t *testing.T, prices map[string]Price, answer http.HandlerFunc)
 
 func TestOnlyWhatAnAgentNeedsIsForwarded(t *testing.T) {
 	t.Parallel()
-	for _, yes := range []string{"POST chat/completions", "POST v1/messages", "POST messages/count_tokens", "POST responses", "GET models", "GET v1/models/a", "POST embeddings"} {
+	for _, yes := range []string{"POST chat/completions", "POST v1/messages", "POST messages/count_tokens", "POST responses", "GET models", "GET v1/models/a", "POST embeddings",
+		"POST v1beta/models/m-1:streamGenerateContent", "POST v1beta/models/m:generateContent", "POST v1beta/models/m:countTokens"} {
 		method, path, _ := strings.Cut(yes, " ")
 		if _, err := addressOf(method, path); err != nil {
 			t.Errorf("%s: %v", yes, err)
@@ -55,7 +56,8 @@ func TestOnlyWhatAnAgentNeedsIsForwarded(t *testing.T) {
 	asked := make(chan string, 100)
 	base, told := newMeterLab(t, nil, func(_ http.ResponseWriter, r *http.Request) { asked <- r.URL.Path })
 	for _, no := range []string{"GET files", "POST files", "POST batches", "GET batches", "POST v1/messages/batches", "GET responses/resp_1", "POST responses/resp_1/cancel",
-		"GET chat/completions", "POST images/generations", "POST fine_tuning/jobs", "GET organization/users", "POST v1/v1/messages", "GET models/", "POST ", "POST v1/"} {
+		"GET chat/completions", "POST images/generations", "POST fine_tuning/jobs", "GET organization/users", "POST v1/v1/messages", "GET models/", "POST ", "POST v1/",
+		"POST v1beta/models/m:predict", "POST v1beta/models/m:batchGenerateContent", "POST v1beta/files", "POST v1beta/cachedContents", "POST v1beta/models/m"} {
 		method, path, _ := strings.Cut(no, " ")
 		req, err := http.NewRequestWithContext(t.Context(), method, base+"house/"+path, http.NoBody)
 		if err != nil {

@@ -22,9 +22,18 @@ func addressOf(method, rest string) (paid bool, err error) {
 	case "POST responses/input_tokens", "POST messages/count_tokens", "GET models":
 		return false, nil
 	}
-	if model, ok := strings.CutPrefix(rest, "models/"); ok && method == http.MethodGet && model != "" {
+	model, ok := strings.CutPrefix(strings.TrimPrefix(rest, "v1beta/"), "models/") // v1beta is Gemini's
+	if ok && method == http.MethodGet && model != "" {
 		return false, nil
 	}
+	if _, verb, isCall := strings.Cut(model, ":"); ok && isCall && method == http.MethodPost {
+		switch verb {
+		case "generateContent", "streamGenerateContent", "embedContent":
+			return true, nil
+		case "countTokens":
+			return false, nil
+		}
+	}
 	return false, errs.New(errs.NotFound, "the gateway does not forward this address of the model's API").
-		WithHint("it forwards chat/completions, responses, messages, embeddings and models")
+		WithHint("it forwards chat/completions, responses, messages, embeddings, models and generateContent")
 }

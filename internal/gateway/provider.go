@@ -19,6 +19,7 @@ import (
 const (
 	KindOpenAI           = "openai"            // OpenAI itself
 	KindAnthropic        = "anthropic"         // Anthropic itself, and APIs made like it
+	KindGemini           = "gemini"            // Google's Gemini API, and APIs made like it
 	KindOpenAICompatible = "openai-compatible" // APIs made like OpenAI's
 )
 
@@ -35,6 +36,7 @@ func Kinds() []Kind {
 	return []Kind{
 		{Name: KindOpenAI, BaseURL: "https://api.openai.com/v1", Wires: []string{api.WireChat, api.WireResponses}},
 		{Name: KindAnthropic, BaseURL: "https://api.anthropic.com", Wires: []string{api.WireMessages}, header: "X-Api-Key"},
+		{Name: KindGemini, BaseURL: "https://generativelanguage.googleapis.com", Wires: []string{api.WireGemini}, header: "X-Goog-Api-Key"},
 		{Name: KindOpenAICompatible, Wires: []string{api.WireChat, api.WireResponses}},
 	}
 }
@@ -55,7 +57,7 @@ func (p Provider) Speaks(wire string) bool {
 }
 
 // AddHint is the command that configures a provider.
-const AddHint = "gastown provider add openai|anthropic|openai-compatible NAME [--base-url URL] --key-file FILE"
+const AddHint = "gastown provider add openai|anthropic|gemini|openai-compatible NAME [--base-url URL] --key-file FILE"
 
 const (
 	providerDir = "provider"
@@ -119,7 +121,7 @@ func (p *Providers) Put(v Provider) error {
 	kind, ok := kindOf(v.Kind)
 	if !ok {
 		return errs.New(errs.Invalid, "%.40q is no kind of provider", v.Kind).
-			WithHint("use %s, %s or %s", KindOpenAI, KindAnthropic, KindOpenAICompatible)
+			WithHint("use %s, %s, %s or %s", KindOpenAI, KindAnthropic, KindGemini, KindOpenAICompatible)
 	}
 	if !providerRE.MatchString(v.Name) {
 		return errs.New(errs.Invalid, "%.60q is no name for a provider", v.Name).

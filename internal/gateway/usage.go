@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io"
@@ -59,7 +60,8 @@ const (
 
 // usageReader passes an answer on and reads its usage on the way. It
 // understands the streams and the whole answers of OpenAI's chat completions and
-// responses, and of Anthropic's messages; anything else has no usage. done is
+// responses, of Anthropic's messages and of Gemini's generateContent; anything
+// else has no usage. done is
 // called once, at the end of the answer or when it is closed, with the last
 // usage that was said and the model that said it. What was not said, or not
 // waited for, is estimated; but a stream that begins with an error used nothing.
@@ -146,7 +148,7 @@ func (u *usageReader) look() {
 	}
 	// Most lines of a stream are a few words of text: they are not worth parsing.
 	begins := u.stream && u.passed.events <= beginning
-	if u.stream && !bytes.Contains(line, []byte(`"usage"`)) && u.model != "" && !begins {
+	if u.stream && !bytes.Contains(line, []byte(`"usage`)) && u.model != "" && !begins {
 		return
 	}
 	var m usageMessage
@@ -167,6 +169,10 @@ func (u *usageReader) look() {
 		if part.Usage != nil {
 			u.used, u.known = part.Usage.over(u.used), true
 		}
+	}
+	if m.Metadata != nil {
+		u.model = cmp.Or(u.model, m.ModelVersion)
+		u.used, u.known = m.Metadata.tokens(), true
 	}
 }
 
@@ -205,6 +211,25 @@ type usageMessage struct {
 	usagePart
 	Response *usagePart `json:"response"`
 	Message  *usagePart `json:"message"`
+	// Gemini's are its own.
+	Metadata     *geminiUsage `json:"usageMetadata"`
+	ModelVersion string       `json:"modelVersion"`
+}
+
+// geminiUsage is what Gemini says with each part of an answer: the sums so far.
+// The prompt includes what came from the cache; thoughts are paid for as output.
+type geminiUsage struct {
+	Prompt   int64 `json:"promptTokenCount"`
+	Tools    int64 `json:"toolUsePromptTokenCount"`
+	Output   int64 `json:"candidatesTokenCount"`
+	Thoughts int64 `json:"thoughtsTokenCount"`
+	Cached   int64 `json:"cachedContentTokenCount"`
+}
+
+func (g geminiUsage) tokens() Tokens {
+	in := clampTokens(clampTokens(g.Prompt) + clampTokens(g.Tools))
+	cached := min(clampTokens(g.Cached), in)
+	return Tokens{Input: in - cached, CacheRead: cached, Output: clampTokens(clampTokens(g.Output) + clampTokens(g.Thoughts))}
 }
 
 // fails reports whether it says that the answer failed.

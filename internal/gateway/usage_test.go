@@ -54,6 +54,12 @@ event: message_delta
 data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":77}}
 `, "m-4", Tokens{Input: 12, Output: 77, CacheRead: 100, CacheWrite: 5}},
 		{"messages, whole", "application/json", `{"model":"m-5","usage":{"input_tokens":1,"output_tokens":2}}`, "m-5", Tokens{Input: 1, Output: 2}},
+		{"Gemini, streamed", stream, `data: {"candidates":[{"content":{"parts":[{"text":"h"}]}}],"modelVersion":"m-8","usageMetadata":{"promptTokenCount":30,"totalTokenCount":30}}
+
+data: {"candidates":[{"finishReason":"STOP"}],"modelVersion":"m-8","usageMetadata":{"promptTokenCount":30,"candidatesTokenCount":4,"thoughtsTokenCount":3,"cachedContentTokenCount":20}}
+`, "m-8", Tokens{Input: 10, Output: 7, CacheRead: 20}},
+		{"Gemini, whole", "application/json", `{"modelVersion":"m-9","usageMetadata":{"promptTokenCount":6,"candidatesTokenCount":2,"toolUsePromptTokenCount":1}}`, "m-9", Tokens{Input: 7, Output: 2}},
+		{"Gemini, nonsense", "application/json", `{"modelVersion":"m","usageMetadata":{"promptTokenCount":9000000000000000000,"candidatesTokenCount":-1,"toolUsePromptTokenCount":9000000000000000000,"cachedContentTokenCount":-4}}`, "m", Tokens{Input: maxTokens}},
 		{"a last line without an end", stream, `data: {"model":"m-6","usage":{"prompt_tokens":5,"completion_tokens":5}}`, "m-6", Tokens{Input: 5, Output: 5}},
 		{"numbers from nowhere", "application/json", `{"model":"m-7","usage":{"prompt_tokens":-5,"completion_tokens":9000000000000000000}}`, "m-7", Tokens{Output: maxTokens}},
 	} {
@@ -146,6 +152,7 @@ func TestALineTooLongForUsCostsOnlyItself(t *testing.T) {
 func FuzzUsage(f *testing.F) {
 	f.Add("text/event-stream", []byte("data: {\"usage\":{\"prompt_tokens\":1}}\n\n"))
 	f.Add("application/json", []byte(`{"model":"m","usage":{"input_tokens":1}}`))
+	f.Add("text/event-stream", []byte("data: {\"modelVersion\":\"m\",\"usageMetadata\":{\"promptTokenCount\":3,\"cachedContentTokenCount\":9}}\r\n\r\n"))
 	f.Add("text/event-stream", []byte("event: x\ndata: {\"message\":{\"usage\":{\"output_tokens\":-1}}}\r\n"))
 	f.Fuzz(func(t *testing.T, contentType string, answer []byte) {
 		calls := 0

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -139,8 +140,8 @@ func (l *loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	service, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	id, rest, _ := strings.Cut(rest, "/")
 	given := bearerOf(r)
-	if key := r.Header.Get("X-Api-Key"); service == "model" && given == "" {
-		given = key
+	if service == "model" {
+		given = cmp.Or(given, r.Header.Get("X-Api-Key"), r.Header.Get("X-Goog-Api-Key"))
 	}
 	if service == "git" && id == ownEndpoint {
 		if !same(given, l.own) {
@@ -232,7 +233,7 @@ func (l *loopback) forward(w http.ResponseWriter, r *http.Request, u *url.URL, r
 		ErrorLog:      l.srv.ErrorLog,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL, pr.Out.Host = u, u.Host
-			for _, k := range []string{"Authorization", "X-Api-Key", "Cookie", "Proxy-Authorization", headerRun, headerEpoch} {
+			for _, k := range []string{"Authorization", "X-Api-Key", "X-Goog-Api-Key", "Cookie", "Proxy-Authorization", headerRun, headerEpoch} {
 				pr.Out.Header.Del(k)
 			}
 			pr.Out.Header.Set("Authorization", "Bearer "+token)

@@ -313,7 +313,7 @@ func TestAnAgentThatNeedsAModelGetsOne(t *testing.T) {
 		return l.call("POST", path, api.AddRig{Name: name, URL: "https://git.example/x.git", Settings: set})
 	}
 	p := add("one", map[string]string{}).problem(409, errs.Conflict)
-	if !strings.Contains(p.Hint, "gastown provider add openai|anthropic|openai-compatible") {
+	if !strings.Contains(p.Hint, "gastown provider add openai|anthropic|gemini|openai-compatible") {
 		t.Errorf("hint %q", p.Hint)
 	}
 	l.call("POST", "/api/v1/providers", api.CreateProvider{Kind: "openai-compatible", Name: "house", BaseURL: "http://models.example/v1", Key: "k"}).
