@@ -93,7 +93,8 @@ type App struct {
 	listen  net.Listener // for people
 	inside  net.Listener // for sandboxes
 	driver  driver
-	boxed   bool // the driver closes sandboxes in on this machine
+	boxed   bool // the driver closes sandboxes in on this machine,
+	nests   bool // and in them agents from each other and the runner
 	gate    gate
 	url     string
 	created bool

@@ -62,7 +62,7 @@ func (a *App) openDriver(ctx context.Context) error {
 	}
 	a.driver = d
 	if p, ok := d.(*process.Driver); ok {
-		a.boxed = p.Boxed()
+		a.boxed, a.nests = p.Boxed(), p.Nests()
 	}
 	if a.cfg.driver() != driverDocker && !(a.boxed && os.Geteuid() == 0) {
 		return nil
@@ -171,8 +171,11 @@ func (a *App) runner(program string) (command, env []string) {
 		env = append(env, EnvPresets+"="+presets)
 	}
 	command = []string{program, "runner"}
-	if a.cfg.driver() == driverDocker {
+	switch {
+	case a.cfg.driver() == driverDocker:
 		command = append(command, "--apart="+string(apart.UID))
+	case a.nests:
+		command = append(command, "--apart="+string(apart.Bwrap))
 	}
 	return command, env
 }

@@ -93,6 +93,14 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
+// keeper makes what keeps agents apart.
+func (c Config) keeper() (*apart.Keeper, error) {
+	if c.Apart == apart.Bwrap {
+		return apart.NewBoxes(c.Disk, c.SelfExe)
+	}
+	return apart.New(c.Apart)
+}
+
 // maxToken bounds what is read from the token's descriptor.
 const maxToken = 64 << 10
 

@@ -132,7 +132,7 @@ func greet(ctx context.Context, a *api, cfg Config, stream string) (town.Desired
 }
 
 func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
-	keeper, err := apart.New(cfg.Apart)
+	keeper, err := cfg.keeper()
 	if err != nil {
 		return nil, err
 	}

@@ -32,9 +32,13 @@ type Kind string
 
 // The kinds.
 const (
-	None Kind = "none" // nothing: everything runs as the runner's user
-	UID  Kind = "uid"  // each cell has a user of its own; Linux only
+	None  Kind = "none"  // nothing: everything runs as the runner's user
+	UID   Kind = "uid"   // each cell has a user of its own; Linux only
+	Bwrap Kind = "bwrap" // each command of a cell has a box of bubblewrap; Linux only
 )
+
+// CellFlag makes 'gastown sandbox-init' the first process of a box of kind Bwrap.
+const CellFlag = "--cell"
 
 // The users of cells, and their groups, which have the same numbers. Nobody else
 // in a sandbox has one of them. More cells at once there are not.
@@ -44,14 +48,14 @@ const (
 )
 
 // Kinds are all kinds, for messages.
-func Kinds() []string { return []string{string(None), string(UID)} }
+func Kinds() []string { return []string{string(None), string(UID), string(Bwrap)} }
 
 // ParseKind reads the value of the runner's flag; "" is None.
 func ParseKind(s string) (Kind, error) {
 	switch k := Kind(s); k {
 	case "":
 		return None, nil
-	case None, UID:
+	case None, UID, Bwrap:
 		return k, nil
 	}
 	return "", errs.New(errs.Invalid, "there is no kind %.40q of keeping agents apart", s).WithHint("use one of %s", strings.Join(Kinds(), ", "))
@@ -88,7 +92,7 @@ type Keeper struct {
 	enter func(like []string) (Cell, error)
 }
 
-// New returns the keeper of a kind, or says what is missing for it. It drops what
+// New returns the keeper of a kind but Bwrap (see NewBoxes), or says what is missing for it. It drops what
 // programs started by this process would inherit of its capabilities.
 func New(kind Kind) (*Keeper, error) {
 	switch kind {

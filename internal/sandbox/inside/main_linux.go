@@ -22,8 +22,11 @@ const exitFailed = 127
 // Main is the first process: flags, "--", program and arguments. It returns the
 // exit code of the command, 128 and the signal's number when a signal ended it.
 func Main(args []string, stdout io.Writer) int {
-	if len(args) > 0 && args[0] == BoxFlag {
+	switch {
+	case len(args) > 0 && args[0] == BoxFlag:
 		return box(args[1:])
+	case len(args) > 0 && args[0] == apart.CellFlag:
+		return cell(args[1:])
 	}
 	cmd, err := prepare(args)
 	if err == nil {

@@ -15,7 +15,9 @@ func (d *Driver) Isolation() string {
 		}
 		return strings.Join(lines, "\n")
 	}
-	lines = append(lines, "agents run as the runner's user inside their sandbox: they can read the sandbox's token and each other's work")
+	if !d.box.inner {
+		lines = append(lines, "each other: bubblewrap works here, but not in itself; agents of a town can read the sandbox's token and each other's work")
+	}
 	if d.network {
 		lines = append(lines, "network: agents use this machine's network, and reach what listens on it")
 	}
@@ -25,3 +27,7 @@ func (d *Driver) Isolation() string {
 // Boxed reports whether new sandboxes are boxes, which see of this machine only
 // what they are shown.
 func (d *Driver) Boxed() bool { return d.box != nil }
+
+// Nests reports whether bubblewrap works in new sandboxes, too, so that a runner can
+// keep agents apart with it.
+func (d *Driver) Nests() bool { return d.box != nil && d.box.inner }
