@@ -107,25 +107,12 @@ func TestContainersHoldNoSecret(t *testing.T) {
 	w.said(victim, canary)
 	attacker := w.sling("A hostile one", strings.ReplaceAll(attack, "VICTIM", victim))
 	w.closed(attacker)
-	w.reached(attacker)
+	w.reached(attacker, "found the others", 40)
 
 	c := w.container()
 	own := c.runSecret(victim)
 	control := map[string]string{"the secret of a run": own, "a planted text": canary, "the address of the server": w.server.url}
-	found := c.search(variants(secrets, control))
-	for place, names := range found {
-		for name := range names {
-			if _, ok := control[name]; !ok {
-				t.Errorf("%s is in %s", name, place)
-			}
-		}
-	}
-	for place, name := range map[string]string{"the disk": "the secret of a run", "the memory of the runner": "the secret of a run",
-		"the environment of a process": "a planted text", "the transcripts": "a planted text", "the log of the server": "the address of the server"} {
-		if !found[place][name] {
-			t.Errorf("the search finds %s not in %s, where it is: it shows nothing", name, place)
-		}
-	}
+	c.holdsNone(secrets, control)
 	w.write(filepath.Join(c.disk, "work", "web", victim, "tmp", "release"), "")
 	w.closed(victim)
 }
@@ -208,12 +195,13 @@ func (w *world) transcript(bead string) []byte {
 	return b
 }
 
-// reached reads what came of an attack in what was merged.
-func (w *world) reached(bead string) {
+// reached reads what came of an attack in what was merged: a line that must be
+// there, and at least so many lines in all.
+func (w *world) reached(bead, must string, least int) {
 	w.t.Helper()
 	text := w.git("--git-dir="+w.upstream, "show", "main:reach.txt")
 	lines := strings.Split(text, "\n")
-	if !slices.Contains(lines, "found the others") || len(lines) < 40 {
+	if !slices.Contains(lines, must) || len(lines) < least {
 		w.t.Fatalf("%s did not try all:\n%s", bead, text)
 	}
 	for _, line := range lines {
@@ -224,12 +212,12 @@ func (w *world) reached(bead string) {
 	}
 }
 
-// box is a town's container as root of this machine sees it.
+// box is a town's container, or its box of bubblewrap, as root of this machine sees it.
 type box struct {
 	w      *world
-	name   string
-	disk   string         // the volume
-	pids   map[int]string // command lines, arguments parted by spaces
+	disk   string                   // the volume, or the directory
+	told   func() map[string]string // what others know of it
+	pids   map[int]string           // command lines, arguments parted by spaces
 	runner int
 }
 
@@ -258,9 +246,12 @@ func (w *world) removeContainers() {
 func (w *world) container() *box {
 	w.t.Helper()
 	c := &box{w: w, pids: map[int]string{}}
-	c.name = w.docker("ps", "--format", "{{.Names}}", "--filter", "label=gastown.town="+w.town)
+	name := w.docker("ps", "--format", "{{.Names}}", "--filter", "label=gastown.town="+w.town)
 	c.disk = w.docker("volume", "inspect", "--format", "{{.Mountpoint}}", w.docker("volume", "ls", "-q", "--filter", "label=gastown.town="+w.town))
-	first := w.docker("inspect", "--format", "{{.State.Pid}}", c.name)
+	c.told = func() map[string]string {
+		return map[string]string{"the log of the container": w.docker("logs", name), "what the engine knows of the container": w.docker("inspect", name)}
+	}
+	first := w.docker("inspect", "--format", "{{.State.Pid}}", name)
 	space, err := os.Readlink("/proc/" + first + "/ns/pid")
 	if err != nil {
 		w.t.Fatal(err)
@@ -299,6 +290,25 @@ func (c *box) runSecret(bead string) string {
 		c.w.t.Fatalf("there is no secret in %s", config)
 	}
 	return secret
+}
+
+// holdsNone checks that no secret is found, and that the search finds the controls.
+func (c *box) holdsNone(secrets, control map[string]string) {
+	c.w.t.Helper()
+	found := c.search(variants(secrets, control))
+	for place, names := range found {
+		for name := range names {
+			if _, ok := control[name]; !ok {
+				c.w.t.Errorf("%s is in %s", name, place)
+			}
+		}
+	}
+	for place, name := range map[string]string{"the disk": "the secret of a run", "the memory of the runner": "the secret of a run",
+		"the environment of a process": "a planted text", "the transcripts": "a planted text", "the log of the server": "the address of the server"} {
+		if !found[place][name] {
+			c.w.t.Errorf("the search finds %s not in %s, where it is: it shows nothing", name, place)
+		}
+	}
 }
 
 // search returns which texts are where.
@@ -348,8 +358,9 @@ func (c *box) search(texts map[string][][]byte) map[string]map[string]bool {
 	if err != nil {
 		c.w.t.Error(err)
 	}
-	look("the log of the container", strings.NewReader(c.w.docker("logs", c.name)))
-	look("what the engine knows of the container", strings.NewReader(c.w.docker("inspect", c.name)))
+	for place, text := range c.told() {
+		look(place, strings.NewReader(text))
+	}
 	log, err := os.ReadFile(filepath.Join(c.w.root, "server.log"))
 	if err != nil {
 		c.w.t.Error(err)

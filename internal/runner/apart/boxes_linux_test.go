@@ -1,0 +1,186 @@
+package apart_test
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gastown/internal/runner/apart"
+	"gastown/internal/sandbox/inside"
+)
+
+// TestMain lets a test binary be the first process of a box.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "sandbox-init" {
+		os.Exit(inside.Main(os.Args[2:], os.Stdout))
+	}
+	os.Exit(m.Run())
+}
+
+// boxes returns a disk and a keeper of boxes on it, or skips where there can be none.
+func boxes(t *testing.T) (disk string, k *apart.Keeper) {
+	t.Helper()
+	try := exec.CommandContext(t.Context(), "bwrap", "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true")
+	if out, err := try.CombinedOutput(); err != nil {
+		t.Skipf("NOT TESTED: there can be no box of bubblewrap: %v %s", err, out)
+	}
+	disk = t.TempDir()
+	if err := os.Mkdir(filepath.Join(disk, "rigs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// The test binary lies where boxes have nothing of this machine.
+	program := filepath.Join(disk, "rigs", "program")
+	raw, err := os.ReadFile(os.Args[0])
+	if err = errors.Join(err, os.WriteFile(program, raw, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	k, err = apart.NewBoxes(disk, program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return disk, k
+}
+
+func enter(t *testing.T, k *apart.Keeper) apart.Cell {
+	t.Helper()
+	c, err := k.Enter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Leave(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// room gives a cell a room with a directory in it.
+func room(t *testing.T, c apart.Cell, dir string) (tree string) {
+	t.Helper()
+	tree = filepath.Join(dir, "tree")
+	if err := errors.Join(c.Room(dir), os.MkdirAll(tree, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+// shell starts a shell in a cell, and returns what it prints.
+func shell(t *testing.T, c apart.Cell, dir, script string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", script)
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, theirs, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout = theirs
+	if err := errors.Join(c.Start(cmd), theirs.Close()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := out.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return cmd, bufio.NewReader(out)
+}
+
+func line(t *testing.T, r *bufio.Reader) string {
+	t.Helper()
+	s, err := r.ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(s)
+}
+
+func TestAnAgentInABoxIsAskedToEnd(t *testing.T) {
+	t.Parallel()
+	disk, k := boxes(t)
+	c := enter(t, k)
+	tree := room(t, c, filepath.Join(disk, "work"))
+	cmd, out := shell(t, c, tree, `trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done`)
+	if got := line(t, out); got != "ready" {
+		t.Fatalf("it said %q", got)
+	}
+	if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if got, err := line(t, out), cmd.Wait(); got != "bye" || !errors.As(err, &exit) || exit.ExitCode() != 5 {
+		t.Errorf("asked to end it said %q and ended with %v; want bye and 5", got, err)
+	}
+}
+
+func TestNothingOutlivesTheEndOfABox(t *testing.T) {
+	t.Parallel()
+	disk, k := boxes(t)
+	c := enter(t, k)
+	tree := room(t, c, filepath.Join(disk, "work"))
+	cmd, out := shell(t, c, tree, `setsid env -i sh -c 'echo ready; exec sleep 100000' & while :; do wait; done`)
+	if got := line(t, out); got != "ready" {
+		t.Fatalf("it said %q", got)
+	}
+	if left := c.Sweep(time.Minute); left != 0 {
+		t.Errorf("%d boxes are left", left)
+	}
+	if rest, err := io.ReadAll(out); err != nil || len(rest) != 0 { // ends when all that hold it are dead
+		t.Errorf("then it said %q, %v", rest, err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("a killed box ended well")
+	}
+}
+
+func TestABoxHasItsRoomsAlone(t *testing.T) {
+	t.Parallel()
+	disk, k := boxes(t)
+	mine, other := enter(t, k), enter(t, k)
+	tree := room(t, mine, filepath.Join(disk, "work", "a"))
+	theirs := room(t, other, filepath.Join(disk, "work", "b"))
+	secret := filepath.Join(disk, "outbox")
+	if err := os.WriteFile(secret, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	script := `cat ` + secret + ` && echo read; ls ` + theirs + ` && echo listed; (: >` + disk + `/rigs/x) && echo wrote
+		mv ` + tree + ` ` + tree + `2 && echo moved; : >written && echo done`
+	cmd, out := shell(t, mine, tree, "exec 3>&1 2>/dev/null >/dev/null; "+strings.ReplaceAll(script, "echo ", "echo >&3 "))
+	said, err := io.ReadAll(out)
+	if err := errors.Join(err, cmd.Wait()); err != nil || string(said) != "done\n" {
+		t.Errorf("in a box was possible: %q, %v; want to write into its own tree alone", said, err)
+	}
+	if _, err := os.Stat(filepath.Join(tree, "written")); err != nil {
+		t.Errorf("what was written to the room is not there: %v", err)
+	}
+}
+
+func TestAFileOfABoxIsNotALinkOutOfIt(t *testing.T) {
+	t.Parallel()
+	disk, k := boxes(t)
+	c := enter(t, k)
+	tree := room(t, c, filepath.Join(disk, "work"))
+	link, pipe := filepath.Join(tree, "link"), filepath.Join(tree, "pipe")
+	if err := errors.Join(os.Symlink("/etc/passwd", link), syscall.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{link, pipe, tree} {
+		if f, err := c.Open(path); err == nil {
+			t.Errorf("%s was opened", path)
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if c.Owns(link) {
+		t.Error("a link is the cell's")
+	}
+}
