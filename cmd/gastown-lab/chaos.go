@@ -20,7 +20,7 @@ func runChaos(args []string, out, errOut io.Writer) int {
 	fs := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	fs.SetOutput(errOut)
 	beads := fs.Int("beads", 40, "number of beads")
-	minutes := fs.Float64("minutes", 3, "how long everything goes wrong; as long again may pass until all is quiet")
+	minutes := fs.Float64("minutes", 3, "how long everything goes wrong; as long again, or five minutes, may pass until all is quiet")
 	seed := fs.Uint64("seed", 1, "seed of all choices; the moments are those of the real clock")
 	asJSON := fs.Bool("json", false, "print the result as one line of JSON")
 	gastown := fs.String("gastown", "", "the program to test; default: build it")

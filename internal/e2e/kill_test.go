@@ -255,18 +255,19 @@ func testKilledAgent(t *testing.T, program string) {
 
 // testFrozenServer stops a server for longer than the lease of its runs.
 func testFrozenServer(t *testing.T, program string) {
-	w := newWorld(t, program, "lease=2s")
+	const lease = 4 * time.Second // a runner that gets no processor for so long is lost
+	w := newWorld(t, program, "lease="+lease.String())
 	w.start()
 	w.settle()
 	id := w.sling("Long work", w.held())
 	run, first := w.spawned(id, 0), w.record()
-	for range 3 {
+	for range 2 {
 		w.heard(time.Now())
 		w.signal(syscall.SIGSTOP)
-		pass(5 * time.Second)
+		pass(2 * lease)
 		woke := time.Now()
 		w.signal(syscall.SIGCONT)
-		w.heard(woke.Add(3 * time.Second)) // listening again for longer than the lease, too
+		w.heard(woke.Add(5 * lease / 4)) // listening again for longer than the lease, too
 	}
 	if now := w.record(); now != first || !w.alive(run.PID) {
 		t.Errorf("the sandbox was %+v and is %+v", first, now)
@@ -283,7 +284,7 @@ func testFrozenServer(t *testing.T, program string) {
 
 // testFrozenRunner stops a runner for longer than its lease, while somebody listens.
 func testFrozenRunner(t *testing.T, program string) {
-	w := newWorld(t, program, "lease=2s")
+	w := newWorld(t, program, "lease=4s")
 	w.start()
 	w.settle()
 	id := w.sling("Long work", w.held())

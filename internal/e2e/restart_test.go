@@ -91,7 +91,7 @@ func (w *world) storeContent() (sum [sha256.Size]byte) {
 // and no more renewals than the stored throttle allows, over all lives.
 func testRestartsAwake(t *testing.T, program string) {
 	const interval = 3 * time.Second
-	w := newWorld(t, program, "lease=6s", "token.refresh_interval="+interval.String())
+	w := newWorld(t, program, "lease=30s", "token.refresh_interval="+interval.String())
 	w.start()
 	w.settle()
 	id := w.sling("Long work", w.held())
@@ -213,7 +213,7 @@ func testRearm(t *testing.T, program string) {
 			}
 			continue
 		}
-		pass(5 * time.Second) // a town that nothing happens to is kept in memory for 2 to 4 s
+		pass(8 * time.Second) // a town that nothing happens to is kept in memory for 2 to 4 s
 	}
 	if n, s := len(w.ledger("run.spawned")), w.sandbox(); n != 2 || s.Starts != 2 {
 		t.Errorf("%d runs in %d generations", n, s.Starts)

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 const envIsolation = "GASTOWN_ISOLATION"
 
 // waitAtMost bounds everything that a script waits for.
-const waitAtMost = time.Minute
+const waitAtMost = patience
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{

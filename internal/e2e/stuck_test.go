@@ -11,10 +11,10 @@ import (
 // testStuck has an agent whose tool prints for longer than a stuck one may be
 // silent, beside one whose tool says nothing.
 func testStuck(t *testing.T, program string) {
-	w := newWorld(t, program, "lease=3s", "stuck.nudge_after=3s", "stuck.restart_after=6s")
+	w := newWorld(t, program, "lease=6s", "stuck.nudge_after=5s", "stuck.restart_after=10s")
 	w.start()
 	w.settle()
-	prints := w.sling("Prints", "i=0; while [ $i -lt 50 ]; do i=$((i+1)); echo \"test $i passed\"; sleep 0.2; done\necho ok > prints.txt")
+	prints := w.sling("Prints", "i=0; while [ $i -lt 75 ]; do i=$((i+1)); echo \"test $i passed\"; sleep 0.2; done\necho ok > prints.txt")
 	again := w.root + "/again"
 	silent := w.sling("Silent", "if [ ! -e '"+again+"' ]; then touch '"+again+"'; sleep 100; fi\necho ok > silent.txt")
 

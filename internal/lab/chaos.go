@@ -46,7 +46,7 @@ func chaosSettings() map[string]string {
 type ChaosOptions struct {
 	Place *Place
 	Beads int
-	For   time.Duration // of faults; as long again may pass until all is quiet
+	For   time.Duration // of faults; as long again, or five minutes, may pass until all is quiet
 	Seed  uint64        // of all choices; the moments are those of the real clock
 	Note  func(format string, args ...any)
 }

@@ -13,11 +13,15 @@ import (
 	"gastown/internal/errs"
 )
 
+// leastSettle is longer than every pause of the settings and whatever else heals
+// by itself: on a slow machine quiet takes long, and is quiet all the same.
+const leastSettle = 5 * time.Minute
+
 // settle waits until every bead is ended, the sandbox sleeps and the hub is
-// tidy, for as long as there were faults. It returns "" or what is not quiet.
+// tidy. It returns "" or what is not quiet.
 func (c *chaos) settle(ctx context.Context) string {
 	c.say("; the faults are over")
-	ctx, cancel := context.WithTimeout(ctx, c.o.For)
+	ctx, cancel := context.WithTimeout(ctx, max(c.o.For, leastSettle))
 	defer cancel()
 	watching, done := context.WithCancel(ctx)
 	defer done()
@@ -97,7 +101,7 @@ func (c *chaos) beads(ctx context.Context) (out []api.Bead, err error) {
 // check compares what was acknowledged with what is there.
 func (c *chaos) check(ctx context.Context, quiet string) error {
 	if quiet != "" {
-		c.violation("not quiet %s after the faults: %s", c.o.For, quiet)
+		c.violation("not quiet %s after the faults: %s", max(c.o.For, leastSettle), quiet)
 	}
 	beads, err := c.beads(ctx)
 	if err != nil {
