@@ -57,7 +57,7 @@ func startTown(t *testing.T, program, path string, model *Model, serveArgs ...st
 	h := &realTown{t: t, name: "works", program: program, root: root, data: filepath.Join(root, "data"), log: filepath.Join(root, "server.log"),
 		upstream: filepath.Join(root, "upstream.git"), model: model, modelKey: "Bearer " + realKey, ended: make(chan struct{})}
 	h.env = []string{"HOME=" + filepath.Join(root, "home"), "PATH=" + path, "LANG=C.UTF-8", "TMPDIR=" + os.TempDir(),
-		"GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTEM=1", envIsolation + "=" + os.Getenv(envIsolation),
 		"GIT_AUTHOR_NAME=Somebody", "GIT_AUTHOR_EMAIL=somebody@localhost", "GIT_COMMITTER_NAME=Somebody", "GIT_COMMITTER_EMAIL=somebody@localhost"}
 	h.makeRepository()
 	t.Cleanup(func() {

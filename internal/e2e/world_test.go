@@ -92,6 +92,7 @@ func newWorld(t *testing.T, program string, settings ...string) *world {
 	w := &world{t: t, program: program, root: root, data: filepath.Join(root, "data"), upstream: filepath.Join(root, "upstream.git"),
 		release: filepath.Join(root, "release")}
 	w.env = []string{"HOME=" + root, "PATH=" + os.Getenv("PATH"), "LANG=C.UTF-8", "GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTEM=1",
+		envIsolation + "=" + os.Getenv(envIsolation), // in a box processes have numbers of their own
 		"GIT_AUTHOR_NAME=T", "GIT_AUTHOR_EMAIL=t@localhost", "GIT_COMMITTER_NAME=T", "GIT_COMMITTER_EMAIL=t@localhost"}
 	set := map[string]string{"alarm.idle_interval": "1s", "alarm.active_interval": "200ms", "sandbox.grace": "1s", "sandbox.stop_grace": "2s",
 		"work.backoff": "10ms", "infra.backoff_min": "10ms", "infra.backoff_max": "200ms"}
