@@ -91,7 +91,7 @@ func (w *world) storeContent() (sum [sha256.Size]byte) {
 // and no more renewals than the stored throttle allows, over all lives.
 func testRestartsAwake(t *testing.T, program string) {
 	const interval = 3 * time.Second
-	w := newWorld(t, program, "lease=30s", "token.refresh_interval="+interval.String())
+	w := newWorld(t, program, "lease=9s", "token.refresh_interval="+interval.String())
 	w.start()
 	w.settle()
 	id := w.sling("Long work", w.held())
