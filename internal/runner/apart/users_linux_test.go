@@ -213,10 +213,10 @@ func TestNothingEscapesASweep(t *testing.T) {
 	if left := c.Sweep(10 * time.Minute); left != 0 {
 		t.Errorf("%d processes are left", left)
 	}
-	<-waited // killed
 	if all, _ := ofUser(c.uid); len(all) != 0 {
-		t.Errorf("these are left: %v", all)
+		t.Fatalf("these are left: %v", all)
 	}
+	<-waited // killed
 	if _, ok := isUsers(lives.Process.Pid, other.uid); !ok {
 		t.Error("a process of another cell was killed")
 	}
@@ -249,6 +249,9 @@ func TestASweepWaitsForTheRunnersOwnCalls(t *testing.T) {
 		c.mu.Lock()
 		waits = c.idle != nil
 		c.mu.Unlock()
+		if len(swept) > 0 {
+			t.Fatal("it did not wait")
+		}
 	}
 	if _, err := io.WriteString(w, "go on\n"); err != nil {
 		t.Fatal(err)
