@@ -67,7 +67,7 @@ try "writing into the rig's repository" touch /town/rigs/web.git/objects/x /town
 try "configuring the rig's repository" git --git-dir=/town/rigs/web.git config a.b c
 try "adding to its own room" touch ../x
 try "moving its own worktree" mv ../tree ../x
-try "the server's socket" lists /run/gastown/server
+try "the server's socket" test -S /run/gastown/server/runner.sock
 try "the way to the server" lists /run/gastown
 try "another run's endpoint" git ls-remote "$(echo "$url" | sed "s|$run|VICTIM.1|")"
 try "the runner's endpoint" git ls-remote "$(echo "$url" | sed "s|$run|-|")"

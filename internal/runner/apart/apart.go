@@ -99,7 +99,7 @@ func New(kind Kind) (*Keeper, error) {
 	case None, "":
 		return &Keeper{kind: None, enter: func([]string) (Cell, error) { return open{}, nil }}, nil
 	case UID:
-		users, err := newUsers()
+		users, err := newUsers(FirstUser, LastUser)
 		if err != nil {
 			return nil, err
 		}

@@ -27,30 +27,32 @@ type users struct {
 	uid, gid int           // the runner's
 	hold     time.Duration // how long a sweep waits for the runner's own calls
 
+	first, last int // of the cells
+
 	mu   sync.Mutex // guards the fields below
 	used map[int]bool
 	next int
 }
 
-func newUsers() (*users, error) {
+func newUsers(first, last int) (*users, error) {
 	if err := settleCaps(); err != nil {
 		return nil, err
 	}
-	return &users{uid: os.Getuid(), gid: os.Getgid(), hold: holdTimeout, used: map[int]bool{}, next: FirstUser}, nil
+	return &users{uid: os.Getuid(), gid: os.Getgid(), hold: holdTimeout, first: first, last: last, used: map[int]bool{}, next: first}, nil
 }
 
 func (u *users) enter(like []string) (Cell, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, path := range like {
-		if uid := ownerOf(path); uid >= FirstUser && uid <= LastUser && !u.used[uid] {
+		if uid := ownerOf(path); uid >= u.first && uid <= u.last && !u.used[uid] {
 			return u.takeLocked(uid), nil
 		}
 	}
-	for range LastUser - FirstUser + 1 {
+	for range u.last - u.first + 1 {
 		uid := u.next
-		if u.next++; u.next > LastUser {
-			u.next = FirstUser
+		if u.next++; u.next > u.last {
+			u.next = u.first
 		}
 		if !u.used[uid] {
 			return u.takeLocked(uid), nil

@@ -43,15 +43,16 @@ func openDir(t *testing.T) string {
 	return dir
 }
 
-// newKeeper makes one whose users are not those of another number's.
+// newKeeper makes one whose users are not those of another number's, nor of
+// another process: a sweep reaches all that a user runs on this machine.
 func newKeeper(t *testing.T, number int) *users {
 	t.Helper()
 	asRoot(t)
-	u, err := newUsers()
+	first := 1_000_000 + 100*os.Getpid() + 10*number
+	u, err := newUsers(first, first+9)
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.next = FirstUser + 10*number
 	return u
 }
 

@@ -6,7 +6,7 @@ import "gastown/internal/errs"
 
 type users struct{}
 
-func newUsers() (*users, error) {
+func newUsers(int, int) (*users, error) {
 	return nil, errs.New(errs.Invalid, "agents get users of their own on Linux only")
 }
 
