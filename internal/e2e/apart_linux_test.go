@@ -87,18 +87,11 @@ for d in /town/outbox /town/work/web/*/tree /run/gastown /proc/$runner/fd; do no
 // runs, and no secret of the server is anywhere in it. That the searches find what
 // is there is shown by what may be there: the secret of a run, and a planted text.
 func TestContainersHoldNoSecret(t *testing.T) {
-	if os.Getenv("GASTOWN_TEST_DOCKER") == "" {
-		t.Skip("NOT TESTED: there is no container engine; make docker starts one")
-	}
 	if os.Getuid() != 0 {
 		t.Skip("NOT TESTED: looking into the memory of a container's processes needs root")
 	}
-	w := newWorld(t, builtProgram(t), "sandbox.grace=5m")
-	w.args = append(w.args, "--sandbox", "docker")
-	w.env = append(w.env, "DOCKER_HOST="+os.Getenv("DOCKER_HOST"))
-	w.start()
+	w := newContainers(t)
 	w.settle(api.Gate{Name: "apart", Command: checks})
-	t.Cleanup(w.removeContainers)
 	canary := "canary-" + rand.Text()
 	secrets := w.secrets()
 
@@ -115,6 +108,64 @@ func TestContainersHoldNoSecret(t *testing.T) {
 	c.holdsNone(secrets, control)
 	w.write(filepath.Join(c.disk, "work", "web", victim, "tmp", "release"), "")
 	w.closed(victim)
+}
+
+// newContainers is a world whose server runs sandboxes in containers.
+func newContainers(t *testing.T, settings ...string) *world {
+	t.Helper()
+	if os.Getenv("GASTOWN_TEST_DOCKER") == "" {
+		t.Skip("NOT TESTED: there is no container engine; make docker starts one")
+	}
+	w := newWorld(t, builtProgram(t), append(settings, "sandbox.grace=5m")...)
+	w.args = append(w.args, "--sandbox", "docker")
+	w.env = append(w.env, "DOCKER_HOST="+os.Getenv("DOCKER_HOST"))
+	w.start()
+	t.Cleanup(func() {
+		if w.town != "" {
+			w.removeContainers()
+		}
+	})
+	return w
+}
+
+// The next run of a bead has another user, and goes on with the files, also those
+// in directories that its agent closed, and the home of the one before.
+func TestContainersThatAreKilledLoseNothingOfARun(t *testing.T) {
+	w := newContainers(t, "checkpoint.interval=300ms")
+	w.settle()
+	id := w.sling("Half of it", `if [ -e "$HOME/mark" ]; then
+	cp half.txt resumed.txt
+else
+	mkdir -m 700 closed
+	echo deep >closed/deep.txt
+	touch "$HOME/mark"
+	echo half >half.txt
+	while :; do sleep 0.05; done
+fi`)
+	hub := filepath.Join(w.data, "hub", w.town, "web.git")
+	w.until("a checkpoint with all files", func(ctx context.Context) error {
+		b, err := w.api.Bead(ctx, id)
+		if err != nil || b.Checkpoint == "" {
+			return errors.Join(err, errors.New("there is none"))
+		}
+		if names := w.git("--git-dir", hub, "ls-tree", "-r", "--name-only", b.Checkpoint); !strings.Contains(names, "closed/deep.txt") || !strings.Contains(names, "half.txt") {
+			return fmt.Errorf("the checkpoint has %q", names)
+		}
+		return nil
+	})
+	w.docker("kill", w.docker("ps", "--format", "{{.Names}}", "--filter", "label=gastown.town="+w.town))
+	b := w.closed(id)
+	if b.Charged != 0 {
+		t.Errorf("%d charged: %+v", b.Charged, b.Failures)
+	}
+	for file, want := range map[string]string{"resumed.txt": "half", "closed/deep.txt": "deep"} {
+		if got := w.git("--git-dir="+w.upstream, "show", "main:"+file); got != want {
+			t.Errorf("%s is %q, want %q", file, got, want)
+		}
+	}
+	if s := w.sandbox(); s.Generation != 2 {
+		t.Errorf("the sandbox is %+v", s)
+	}
 }
 
 // secrets are all that the server must keep to itself. A provider's key and a
