@@ -63,7 +63,7 @@ func testHeldRequests(t *testing.T, program string) {
 	}))
 	defer model.Close()
 
-	w := newWorld(t, program, "lease=6s")
+	w := newWorld(t, program, "lease=30s")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
