@@ -91,7 +91,8 @@ func (a *invocation) checkLive(ctx context.Context, preset string, f liveFlags) 
 	}
 	l.out.OK = err == nil
 	if err != nil {
-		l.out.Failed, l.out.Error, l.out.Hint = step, err.Error(), hintOf(err)
+		l.out.Failed, l.out.Hint = step, hintOf(err)
+		l.out.Error = strings.TrimSpace(strings.Replace(err.Error(), " ("+l.out.Hint+")", "", 1))
 	}
 	if a.json {
 		if printErr := a.printJSON(l.out); printErr != nil || err == nil {
@@ -328,6 +329,9 @@ func (l *live) outcome(b api.Bead, since func(time.Time) time.Duration) error {
 		why = b.Why.Text
 	}
 	logs := func(e *errs.Error) error {
+		if l.next() == "prompt" && l.out.Uses != nil && l.out.Uses.Provider.Value != "" {
+			return e.WithHint("are the key and the model's name right? gastown provider list shows %s; gastown provider add replaces it, with its key", l.out.Uses.Provider.Value)
+		}
 		return e.WithHint("gastown agents check %s starts it here; the server's log and sandboxes/*/runner.log in its data directory say more", l.out.Name)
 	}
 	switch {
