@@ -234,6 +234,10 @@ func ParsePreset(file string, data []byte) (Preset, error) {
 	}
 	p, err := f.preset()
 	if err != nil {
+		key, _, _ := strings.Cut(err.Error(), ": ")
+		if n := lineOf(data, key); n > 0 {
+			return Preset{}, errs.Wrap(errs.Invalid, err, "%s: line %d", file, n)
+		}
 		return Preset{}, errs.Wrap(errs.Invalid, err, "%s", file)
 	}
 	return p, nil

@@ -118,6 +118,10 @@ func TestBadPresetsSayFileAndKey(t *testing.T) {
 		"unknown key":           {ok + "colour = 1\n" + none, "unknown key colour (line 3)"},
 		"unknown key in a part": {ok + none + "modle = 1\n", "unknown key model.modle"},
 		"not TOML":              {"name = ", "line 1"},
+		"a line":                {ok + none + "[permissions]\nread = \"allow\"\nedit = \"ask\"\n", "line 7: permissions.edit:"},
+		"a line in a part":      {ok + "# why\n[model]\nkind = \"env\"\nwire = \"morse\"\n", "line 6: model.wire:"},
+		"a line after text":     {ok + "summary = \"\"\"\nusage = 1\n\"\"\"\nusage = \"some\"\n" + none, "line 6: usage:"},
+		"a line of a variable":  {ok + "[model]\nkind = \"env\"\n[model.env]\nB = \"\"\nA = \"{{\"\n", "line 7: model.env.A:"},
 		"wrong type":            {"name = 7\n", "name"},
 		"no name":               {"command = \"x\"\n" + none, "name:"},
 		"name as a path":        {"name = \"../x\"\ncommand = \"x\"\n" + none, "name:"},
@@ -168,7 +172,7 @@ func write(t *testing.T, dir, name, text string) {
 }
 
 func FuzzParsePreset(f *testing.F) {
-	for _, name := range []string{"presets/scripted.toml", "presets/opencode.toml"} {
+	for _, name := range []string{"presets/scripted.toml", "presets/opencode.toml", "presets/kilo.toml", "presets/gemini.toml", "presets/codex.toml"} {
 		b, err := builtin.ReadFile(name)
 		if err != nil {
 			f.Fatal(err)
@@ -176,6 +180,7 @@ func FuzzParsePreset(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte("name = \"x\"\ncommand = \"x\"\n[model]\nkind = \"env\"\n[model.env]\nA = \"{{range .Name}}\"\n"))
+	f.Add([]byte("name = \"x\"\ncommand = \"x\"\nresume = \"checkpoint\"\nshared_sessions = true\nversion_args = [\"-v\"]\nsummary = \"\"\"\n[model]\n\"\"\"\n[model]\nkind = \"none\"\n[\"permissions\"]\nread = \"ask\"\n"))
 	f.Add([]byte("[permissions]\n\"\" = \"\"\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := ParsePreset("f.toml", data)
@@ -198,4 +203,30 @@ func FuzzParsePreset(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+func TestThePresetInTheDocumentationIsOne(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/agents.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(page), "```toml\n")
+	text, _, ok := strings.Cut(text, "```")
+	p, err := ParsePreset("agents.md", []byte(text))
+	if !ok || err != nil || p.Name != "myagent" || !p.Model.NeedsProvider {
+		t.Errorf("%+v, %v", p, err)
+	}
+	ps, err := LoadPresets("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range ps {
+		if !strings.Contains(string(page), "| `"+name+"` | ") {
+			t.Errorf("docs/agents.md has no row for %s", name)
+		}
+		if p.InstallHint == "" || len(p.VersionArgs) == 0 {
+			t.Errorf("%s does not say how to install it or its version", name)
+		}
+	}
 }
