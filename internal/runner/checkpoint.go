@@ -176,14 +176,25 @@ func (p *privateIndex) git(ctx context.Context, stdin []string, args ...string) 
 	return string(out.Stdout), err
 }
 
+// tries is how often git may fail on an index before that is believed. It maps
+// files to compare them, also those that a command is not about (entries as new as
+// the index), and dies when one is truncated meanwhile.
+const tries = 5
+
+// surely runs a command, again when git fails.
+func (p *privateIndex) surely(ctx context.Context, stdin []string, args ...string) (out string, err error) {
+	for range tries {
+		if out, err = p.git(ctx, stdin, args...); err == nil || ctx.Err() != nil {
+			break
+		}
+		p.unlock()
+	}
+	return out, err
+}
+
 // list runs a command that prints paths ending in NUL.
 func (p *privateIndex) list(ctx context.Context, args ...string) ([]string, error) {
-	out, err := p.git(ctx, nil, args...)
-	if err != nil && ctx.Err() == nil {
-		// A file that is truncated while git compares it kills git here, too.
-		p.unlock()
-		out, err = p.git(ctx, nil, args...)
-	}
+	out, err := p.surely(ctx, nil, args...)
 	if err != nil || out == "" {
 		return nil, err
 	}
@@ -290,7 +301,7 @@ func sift(dir string, others []string, maxFile int64) (add, left []string) {
 // take puts paths into the index as they are now, or removes them where they
 // are gone. When git fails on a set (a file that can't be read, one that is
 // truncated while it is mapped kills git with SIGBUS), the set is halved until
-// only the culprits are left; they are tried twice and returned.
+// only the culprits are left; they are tried three times and returned.
 func (p *privateIndex) take(ctx context.Context, paths []string) (bad []string) {
 	if len(paths) == 0 || ctx.Err() != nil {
 		return nil
@@ -304,7 +315,7 @@ func (p *privateIndex) take(ctx context.Context, paths []string) (bad []string) 
 		if len(paths) > 1 {
 			break
 		}
-		if try == 1 {
+		if try == 2 {
 			p.unlock()
 			return paths
 		}
@@ -351,7 +362,7 @@ func (p *privateIndex) restore(ctx context.Context, paths []string, last string)
 			}
 		}
 	}
-	_, err := p.git(ctx, info, "update-index", "-z", "--index-info")
+	_, err := p.surely(ctx, info, "update-index", "-z", "--index-info")
 	return err
 }
 

@@ -176,18 +176,18 @@ func runGate(ctx context.Context, at place, g town.GateLimit, logPath string) (t
 	}
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() { err = cmd.Wait(); close(ended) }()
 	select {
-	case err = <-ended:
+	case <-ended:
 	case <-timer.C:
 		res.TimedOut = true
 	case <-ctx.Done():
 	}
 	end := func() { killAll(cmd.Process.Pid, marker); at.cell.Sweep(2 * time.Second) }
 	end()
+	<-ended
 	if res.TimedOut || ctx.Err() != nil {
-		err = <-ended
 		end() // what was born meanwhile
 	}
 	res.Millis = time.Since(begin).Milliseconds()

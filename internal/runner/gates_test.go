@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -161,5 +162,20 @@ func TestGateJobsWithHostileNamesAreRefused(t *testing.T) {
 	}
 	if got := fileName("../../a b/é"); strings.ContainsAny(got, "/. ") {
 		t.Errorf("file name %q", got)
+	}
+}
+
+// cancelledLate is a context that is found cancelled only after its gate ended.
+type cancelledLate struct{ context.Context }
+
+func (cancelledLate) Done() <-chan struct{} { return nil }
+func (cancelledLate) Err() error            { return context.Canceled }
+
+func TestAGateThatEndsWhileItIsCancelledEnds(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	res, err := runGate(cancelledLate{t.Context()}, place{cell: apart.Open(), dir: dir}, gate("quick", "exit 3"), filepath.Join(dir, "log"))
+	if err != nil || res.ExitCode != 3 {
+		t.Errorf("%+v, %v", res, err)
 	}
 }
