@@ -27,6 +27,17 @@ type Rig struct {
 	CreatedAt      time.Time         `json:"created_at"`
 	Tip            string            `json:"tip" doc:"Of the target, as last seen."`
 	FetchedAt      time.Time         `json:"fetched_at,omitzero"`
+	Push           RigPush           `json:"push"`
+}
+
+// RigPush says whether upstream takes pushes from the server. A rig that it refuses
+// gets no work.
+type RigPush struct {
+	State     string    `json:"state" enum:"ok,refused,unasked" doc:"unasked: it is asked before the next work begins."`
+	CheckedAt time.Time `json:"checked_at,omitzero" doc:"When it last took a push, or said that it would."`
+	Error     string    `json:"error,omitempty" doc:"What it said."`
+	NextTry   time.Time `json:"next_try,omitzero" doc:"Work that waits lets it be asked again then."`
+	Subject   string    `json:"subject,omitempty" doc:"For gastown retry, to ask now."`
 }
 
 // AddRig adds a rig. The server clones the repository before it answers.

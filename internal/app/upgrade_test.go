@@ -63,7 +63,7 @@ func (h *history) perform(t *testing.T) {
 			case town.StartSandbox:
 				done.Result = town.Started{Ref: "ref"}
 			case town.FetchRig:
-				done.Result = town.Fetched{Tip: oid(1)}
+				done.Result = town.Fetched{Tip: oid(1), Writable: true}
 			case town.BuildCandidate:
 				done.Result = town.Candidate{Commit: oid(900)}
 			case town.Land:

@@ -94,3 +94,15 @@ func credentialText(r api.Rig) string {
 	}
 	return text + "; kept by the server"
 }
+
+// pushText says whether upstream takes pushes, and what to do if not.
+func (a *invocation) pushText(r api.Rig) string {
+	switch r.Push.State {
+	case "ok":
+		return "allowed, " + a.ago(r.Push.CheckedAt)
+	case "refused":
+		return "refused: it gets no work. " + cell(r.Push.Error) + "; asked again at " + r.Push.NextTry.Local().Format("15:04:05") +
+			", or now with: gastown retry " + cell(r.Push.Subject) + " --town " + cell(r.Town) + "; another credential: gastown rig set " + cell(r.Name) + " --credential-file FILE"
+	}
+	return "is asked before the next work begins"
+}

@@ -218,7 +218,7 @@ func (a *invocation) rigShowCmd() *cobra.Command {
 		for _, k := range slices.Sorted(maps.Keys(r.Settings)) {
 			set = append(set, k+"="+r.Settings[k])
 		}
-		if err := a.fields("rig", r.Name, "town", r.Town, "state", r.State, "url", r.URL, "credential", credentialText(r), "prefix", r.Prefix,
+		if err := a.fields("rig", r.Name, "town", r.Town, "state", r.State, "url", r.URL, "credential", credentialText(r), "push", a.pushText(r), "prefix", r.Prefix,
 			"target", r.Target, "tip", commit(r.Tip), "fetched", a.ago(r.FetchedAt), "hosts", strings.Join(r.AllowHosts, " "), "settings", strings.Join(set, " "), "created", a.ago(r.CreatedAt)); err != nil {
 			return err
 		}

@@ -51,7 +51,7 @@ func (h *house) Perform(_ context.Context, t hall.TownRef, e town.Effect) (any, 
 		h.boxes[t.ID] = sandbox.Status{Ref: sandbox.Ref{Town: t.ID, Generation: a.Generation}, State: sandbox.Running}
 		return town.Started{Ref: "box"}, nil
 	case town.FetchRig:
-		return town.Fetched{Tip: a.Rig.Tip}, nil
+		return town.Fetched{Tip: a.Rig.Tip, Writable: true}, nil
 	}
 	return nil, nil
 }

@@ -43,7 +43,7 @@ func (o *outside) Perform(ctx context.Context, t hall.TownRef, e town.Effect) (a
 	case town.InspectSandbox:
 		return town.Inspected{State: "running"}, nil
 	case town.FetchRig:
-		return town.Fetched{Tip: a.Rig.Tip}, nil
+		return town.Fetched{Tip: a.Rig.Tip, Writable: true}, nil
 	case town.BuildCandidate:
 		return town.Candidate{Commit: strings.Repeat("c", 40)}, nil
 	case town.Land:

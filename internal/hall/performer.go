@@ -26,6 +26,7 @@ type Driver interface {
 // package hub. Repositories are named by their town's id.
 type Hub interface {
 	Fetch(ctx context.Context, id hub.ID, r hub.Remote) (tip string, err error)
+	MayPush(ctx context.Context, id hub.ID, r hub.Remote) error
 	Candidate(ctx context.Context, id hub.ID, s hub.CandidateSpec) (hub.Candidate, error)
 	Land(ctx context.Context, id hub.ID, r hub.Remote, tip, candidate string) (hub.LandResult, error)
 	PushBranch(ctx context.Context, id hub.ID, r hub.Remote, branch, commit string) error
@@ -82,8 +83,7 @@ func (o *Outside) Perform(ctx context.Context, t TownRef, e town.Effect) (any, e
 	case town.InspectSandbox:
 		return o.inspect(ctx, ref(t, a.Generation, a.Ref))
 	case town.FetchRig:
-		tip, err := o.Hub.Fetch(ctx, hubID(t, a.Rig), remote(a.Rig))
-		return town.Fetched{Tip: tip}, err
+		return o.fetch(ctx, t, a)
 	case town.BuildCandidate:
 		return o.candidate(ctx, t, a)
 	case town.Land:
@@ -133,6 +133,20 @@ func (o *Outside) start(ctx context.Context, t TownRef, a town.StartSandbox) (an
 	got, err := o.Driver.Start(ctx, sandbox.Spec{Town: t.ID, Generation: a.Generation, Command: command, Env: env,
 		Token: token, FreshDisk: a.FreshDisk})
 	return town.Started{Ref: got.ID}, err
+}
+
+// fetch brings the target's tip and, where asked, upstream's word on pushes. That
+// upstream can't be asked is a failure of the whole; that it refuses is an answer.
+func (o *Outside) fetch(ctx context.Context, t TownRef, a town.FetchRig) (any, error) {
+	tip, err := o.Hub.Fetch(ctx, hubID(t, a.Rig), remote(a.Rig))
+	if err != nil || !a.Write {
+		return town.Fetched{Tip: tip}, err
+	}
+	err = o.Hub.MayPush(ctx, hubID(t, a.Rig), remote(a.Rig))
+	if errs.Is(err, errs.Forbidden) {
+		return town.Fetched{Tip: tip, Refused: err.Error()}, nil
+	}
+	return town.Fetched{Tip: tip, Writable: err == nil}, err
 }
 
 func (o *Outside) inspect(ctx context.Context, r sandbox.Ref) (any, error) {

@@ -78,7 +78,7 @@ func (p *performer) Perform(_ context.Context, _ hall.TownRef, e town.Effect) (a
 	case town.InspectSandbox:
 		return town.Inspected{State: "running"}, nil
 	case town.FetchRig:
-		return town.Fetched{Tip: tip}, nil
+		return town.Fetched{Tip: tip, Writable: true}, nil
 	case town.RemoveRig, town.CleanupBead, town.StopSandbox:
 		return nil, nil
 	}

@@ -59,6 +59,15 @@ func rigView(t *town.Town, r town.Rig) api.Rig {
 	out := api.Rig{Name: r.Name, Town: in.Name, TownID: in.ID, Prefix: r.Prefix, URL: r.URL, Target: r.Target, Gates: []api.Gate{},
 		Settings: r.Settings, AllowHosts: t.AllowedHosts(r.Name), HasCredential: r.Secret != "", UpdateWorktree: r.UpdateWorktree, State: string(r.State),
 		CreatedAt: r.CreatedAt.Time(), Tip: r.Tip, FetchedAt: r.FetchedAt.Time()}
+	out.Push = api.RigPush{State: "unasked", CheckedAt: r.WriteAt.Time()}
+	if r.WriteAt != 0 {
+		out.Push.State = "ok"
+	}
+	for _, b := range t.Breakers() {
+		if b.Subject == "write/"+r.Name || b.Subject == "push/"+r.Name {
+			out.Push.State, out.Push.Error, out.Push.NextTry, out.Push.Subject = "refused", b.Last, b.Until.Time(), b.Subject
+		}
+	}
 	for _, g := range r.Gates {
 		out.Gates = append(out.Gates, api.Gate{Name: g.Name, Command: g.Command, TimeoutMS: g.Timeout.Milliseconds()})
 	}

@@ -55,6 +55,12 @@ func (h *mortalHub) Fetch(_ context.Context, id hub.ID, _ hub.Remote) (string, e
 	return remote(h, id, "fetch", func(u *upstream) string { return u.tip })
 }
 
+// MayPush implements hall.Hub.
+func (h *mortalHub) MayPush(_ context.Context, id hub.ID, _ hub.Remote) error {
+	_, err := remote(h, id, "ask to push", func(*upstream) struct{} { return struct{}{} })
+	return err
+}
+
 func (h *mortalHub) Candidate(_ context.Context, id hub.ID, s hub.CandidateSpec) (hub.Candidate, error) {
 	return outer(h.p, id.Town, "candidate", func() (hub.Candidate, error) { return h.p.w.hub.candidate(id, s), nil })
 }

@@ -19,7 +19,7 @@ func (t *Town) addRig(now Time, in AddRig) error {
 		return err
 	}
 	r := in.Rig
-	r.State, r.CreatedAt, r.FetchedAt = RigActive, now, now
+	r.State, r.CreatedAt, r.FetchedAt, r.WriteAt = RigActive, now, now, now
 	r.Settings = Settings(nil).merged(in.Rig.Settings, nil)
 	t.rigs[r.Name] = &r
 	clear(t.limits)
@@ -133,8 +133,9 @@ func (t *Town) reachAnew(r *Rig, now Time, by string, in SetRig) {
 	if in.Secret != nil {
 		r.Secret = *in.Secret
 	}
-	r.FetchedAt = 0
-	for _, kind := range []string{"rig/", "push/"} {
+	r.FetchedAt, r.WriteAt = 0, 0
+	t.dropClaim("rig/" + r.Name + "/fetch") // its answer is about the old one
+	for _, kind := range []string{"rig/", "push/", "write/"} {
 		t.dropBreaker(now, kind+r.Name, by, in.Access)
 	}
 }
@@ -212,7 +213,7 @@ func (t *Town) forgetRig(r *Rig, now Time) {
 			t.mark(kindAgent, id)
 		}
 	}
-	for _, kind := range []string{"rig/", "push/", "gates/", "hub/"} {
+	for _, kind := range []string{"rig/", "push/", "write/", "gates/", "hub/"} {
 		t.dropBreaker(now, kind+r.Name, "", "the rig was removed")
 	}
 	delete(t.rigs, r.Name)

@@ -213,7 +213,7 @@ func (t *Town) exists(subject string) bool {
 		return true
 	}
 	switch kind {
-	case "rig", "push", "gates", "hub":
+	case "rig", "push", "write", "gates", "hub":
 		return t.rigs[name] != nil || t.unreadable(kindRig, name)
 	case "merge":
 		b := t.beads[name]

@@ -49,7 +49,7 @@ func TestDoctorFindsWhatIsDamaged(t *testing.T) {
 		}, 0, "bead.state web-bbbbb", false},
 		"a bead that nobody took": {func(d *driver) map[string]string {
 			return map[string]string{"bead web-bbbbb": d.with("bead web-bbbbb", map[string]any{"staged": false, "updated_at": hour(d)}),
-				"rig web": d.with("rig web", map[string]any{"fetched_at": hour(d), "settings": map[string]any{"fetch.interval": "2h"}})}
+				"rig web": d.with("rig web", map[string]any{"fetched_at": hour(d), "write_at": int64(At(d.now.Add(-5 * time.Minute))), "settings": map[string]any{"fetch.interval": "2h"}})}
 		}, 0, "bead.left web-bbbbb", true},
 		"a run whose lease is long over": {func(d *driver) map[string]string {
 			return map[string]string{"run web-aaaaa.1": d.with("run web-aaaaa.1", map[string]any{"lease_until": hour(d)})}

@@ -141,7 +141,7 @@ func (d *driver) result(e Effect) any {
 	case InspectSandbox:
 		return Inspected{State: "gone"}
 	case FetchRig:
-		return Fetched{Tip: commitName(d.tip)}
+		return Fetched{Tip: commitName(d.tip), Writable: true}
 	case BuildCandidate:
 		if d.conflict[a.Bead] {
 			delete(d.conflict, a.Bead)

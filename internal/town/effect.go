@@ -30,8 +30,12 @@ type InspectSandbox struct {
 	Ref        string
 }
 
-// FetchRig brings the tip of the rig's target into the hub.
-type FetchRig struct{ Rig Rig }
+// FetchRig brings the tip of the rig's target into the hub. With Write it also asks
+// upstream whether the server may push, and changes nothing there.
+type FetchRig struct {
+	Rig   Rig
+	Write bool
+}
 
 // BuildCandidate makes the merge of a bead's commit with the tip. Author and
 // date are fixed, so that a repeat makes the same commit.
@@ -149,8 +153,13 @@ type (
 	Started struct{ Ref string }
 	// Inspected answers InspectSandbox. State is running, gone or unknown.
 	Inspected struct{ State, Reason string }
-	// Fetched answers FetchRig.
-	Fetched struct{ Tip string }
+	// Fetched answers FetchRig. Where Write was asked, either Writable is set, or
+	// Refused says why upstream takes no push.
+	Fetched struct {
+		Tip      string
+		Writable bool
+		Refused  string
+	}
 	// Candidate answers BuildCandidate.
 	Candidate struct {
 		Commit    string
@@ -188,7 +197,7 @@ const maxNoticeTries = 8
 // Breaker stops an action on infrastructure from repeating too fast. Only
 // success or a person resets it.
 type Breaker struct {
-	// sandbox, sandbox.stop, sandbox.inspect, token, rig/<name>, push/<rig>,
+	// sandbox, sandbox.stop, sandbox.inspect, token, rig/<name>, push/<rig>, write/<rig>,
 	// gates/<rig>, hub/<rig>, agent/<preset>, provider/<name>, merge/<bead>, town
 	Subject string `json:"subject"`
 	Fails   int    `json:"fails"`

@@ -94,7 +94,7 @@ func (t *Town) rigEffects(r *Rig, now Time, add adder) {
 		return
 	}
 	if t.needsFetch(r, now) {
-		add("rig/"+r.Name+"/fetch", FetchRig{Rig: *r}, timeoutGit)
+		add("rig/"+r.Name+"/fetch", FetchRig{Rig: *r, Write: t.writeDue(r, now) && !t.broken("write/"+r.Name, now)}, timeoutGit)
 	}
 	if id := t.ix.merging[r.Name]; id != "" {
 		t.mergeEffects(t.beads[id], r, now, add)
@@ -120,10 +120,11 @@ func (t *Town) stale(r *Rig, now Time) bool {
 // needsFetch reports whether something waits for a newer tip: only runnable work
 // or a merge whose turn it is does.
 func (t *Town) needsFetch(r *Rig, now Time) bool {
-	if !t.stale(r, now) || t.broken("rig/"+r.Name, now) {
+	stale := t.stale(r, now)
+	if !stale && !t.writeDue(r, now) || t.broken("rig/"+r.Name, now) {
 		return false
 	}
-	if t.nextMerge(r, now) != nil {
+	if stale && t.nextMerge(r, now) != nil {
 		return true
 	}
 	if wait := t.rigWaits(r, now); wait.Kind != "" && wait.Kind != waitFetch {
@@ -349,6 +350,7 @@ func (t *Town) rigEffectDone(now Time, parts []string, in EffectDone) {
 			r.Tip, r.FetchedAt = f.Tip, now
 			t.mark(kindRig, r.Name)
 			t.proved(now, "rig/"+r.Name)
+			t.writeProbed(r, now, f)
 		}
 	case "remove":
 		if in.Err != "" {
@@ -395,7 +397,7 @@ func (t *Town) mergeEffectDone(now Time, parts []string, in EffectDone) {
 	case nil:
 		if parts[3] == "publish" && b.Merge.State == MergeWaiting {
 			t.proved(now, "rig/"+r.Name)
-			t.proved(now, "push/"+r.Name)
+			t.pushed(r, now)
 			t.edit(b, now, func() { b.Merge.Pushed, b.Merge.CheckedAt = true, now })
 			t.log(now, "merge.published", b.ID, "", "branch "+b.Branch+" is upstream and waits to be merged into "+r.Target)
 		}

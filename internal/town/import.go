@@ -95,7 +95,7 @@ func (t *Town) importPart(now Time, in ImportPart) error {
 		return err
 	}
 	for _, r := range in.Rigs {
-		r.State, r.Tip, r.FetchedAt, r.Secret = RigMissing, "", 0, ""
+		r.State, r.Tip, r.FetchedAt, r.WriteAt, r.Secret = RigMissing, "", 0, 0, ""
 		t.rigs[r.Name] = &r
 		t.mark(kindRig, r.Name)
 	}
@@ -509,7 +509,7 @@ func (t *Town) cloneRig(now Time, in CloneRig) error {
 	if !commitRE.MatchString(in.Tip) {
 		return errs.New(errs.Invalid, "%q is no commit", clip(in.Tip, 60))
 	}
-	r.State, r.URL, r.Tip, r.Secret, r.FetchedAt = RigActive, in.URL, in.Tip, in.Secret, now
+	r.State, r.URL, r.Tip, r.Secret, r.FetchedAt, r.WriteAt = RigActive, in.URL, in.Tip, in.Secret, now, now
 	t.mark(kindRig, r.Name)
 	t.log(now, "rig.cloned", r.Name, by, "target "+r.Target+" at "+short(r.Tip))
 	return nil

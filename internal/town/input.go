@@ -72,10 +72,11 @@ type (
 	// Acknowledge notes that a person saw an escalation. It stays open.
 	Acknowledge struct{ By, ID string }
 
-	// AddRig adds a rig whose repository is in the hub already, with its target at Tip.
+	// AddRig adds a rig whose repository is in the hub already, with its target at Tip,
+	// and whose upstream takes pushes.
 	AddRig struct {
 		By  string
-		Rig Rig // State, CreatedAt, FetchedAt are set by the town
+		Rig Rig // State, CreatedAt, FetchedAt, WriteAt are set by the town
 	}
 	// SetRig changes settings and, where not nil, the gates of a rig.
 	SetRig struct {

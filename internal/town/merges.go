@@ -214,8 +214,10 @@ func (t *Town) landed(b *Bead, r *Rig, now Time, l Landed) {
 		t.mark(kindRig, r.Name)
 	}
 	t.proved(now, "rig/"+r.Name)
-	t.proved(now, "push/"+r.Name)
-	if !l.Lost {
+	if l.Lost {
+		t.proved(now, "push/"+r.Name)
+	} else {
+		t.pushed(r, now)
 		t.log(now, "merge.landed", b.ID, "", short(b.Merge.Candidate)+" is on "+r.Target, "commit", b.Merge.Candidate)
 		t.proved(now, "merge/"+b.ID)
 		t.closeBead(b, now, Proof{Kind: ProofMerged, Commit: b.Merge.Candidate, At: now}, "")

@@ -247,7 +247,7 @@ func TestAnOldTipDelaysACandidateUntilItIsFetched(t *testing.T) {
 	d.done("web-aaaaa")
 	d.ended(r, OutcomeDone, "", "")
 	d.wantMerge("web-aaaaa", MergeQueued)
-	d.answer("rig/web/fetch", Fetched{Tip: commitName(44)})
+	d.answer("rig/web/fetch", Fetched{Tip: commitName(44), Writable: true})
 	if m := d.wantMerge("web-aaaaa", MergeBuilding); m.Tip != commitName(44) {
 		t.Fatalf("built on %s", m.Tip)
 	}

@@ -32,7 +32,7 @@ func unseen() map[string]bool {
 		"Agent":   {"Closed", "Failed", "Since"},
 		"Claim":   {"ID", "Attempt", "By"},
 		"Breaker": {"Last", "Since"},
-		"Rig":     {"URL", "Gates", "Settings", "CreatedAt", "FetchedAt"},
+		"Rig":     {"URL", "Gates", "Settings", "CreatedAt", "FetchedAt", "WriteAt"},
 	} {
 		for _, f := range fields {
 			out[typ+"."+f] = true
@@ -462,7 +462,7 @@ func (c *world) staleOutcomes(still stiller) {
 	}
 	results := map[string][]any{
 		"admit": {Admitted{Granted: true}}, "start": {Started{Ref: "late"}}, "inspect": {Inspected{State: "gone"}, Inspected{State: "running"}},
-		"fetch": {Fetched{Tip: commitName(77)}}, "candidate": {Candidate{Commit: strings40("e")}, Candidate{Conflict: true}, Candidate{AlreadyIn: true}},
+		"fetch": {Fetched{Tip: commitName(77), Writable: true}}, "candidate": {Candidate{Commit: strings40("e")}, Candidate{Conflict: true}, Candidate{AlreadyIn: true}},
 		"land": {Landed{Tip: commitName(78)}, Landed{Lost: true, Tip: commitName(79)}}, "check": {Checked{In: true, Tip: commitName(80)}},
 	}
 	for _, key := range keys {

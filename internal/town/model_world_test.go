@@ -247,7 +247,7 @@ func (w *world) perform(e Effect) any {
 		}
 		return Inspected{State: "gone"}
 	case FetchRig:
-		return Fetched{Tip: commitName(w.tip)}
+		return Fetched{Tip: commitName(w.tip), Writable: true}
 	case BuildCandidate:
 		if slices.ContainsFunc(w.landed, func(l onTarget) bool { return l.commit == a.Commit }) {
 			return Candidate{AlreadyIn: true}

@@ -43,4 +43,5 @@ type Rig struct {
 
 	Tip       string `json:"tip"` // of the target, as last seen by the server
 	FetchedAt Time   `json:"fetched_at"`
+	WriteAt   Time   `json:"write_at,omitempty"` // when upstream last let the server push, or said that it would; 0 = ask again
 }

@@ -215,7 +215,7 @@ func (t *Town) decode(r Row) error {
 			if !slices.Contains([]RigState{RigActive, RigMissing, RigRemoving}, v.State) {
 				return v.Name, unknown("state", v.State)
 			}
-			sober(&v.CreatedAt, &v.FetchedAt)
+			sober(&v.CreatedAt, &v.FetchedAt, &v.WriteAt)
 			return v.Name, nil
 		})
 	case kindBead:

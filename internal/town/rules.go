@@ -76,6 +76,11 @@ func (t *Town) ruleClock(now Time) bool {
 			t.mark(kindRig, name)
 			moved = true
 		}
+		if r.WriteAt > now.Add(maxClock) {
+			r.WriteAt = 0
+			t.mark(kindRig, name)
+			moved = true
+		}
 	}
 	for _, id := range t.gating() {
 		b := t.beads[id]

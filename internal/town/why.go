@@ -164,7 +164,7 @@ func (t *Town) rigWaits(r *Rig, now Time) Reason {
 	if w := t.budgetWait(now); w.Kind != "" {
 		return w
 	}
-	for _, subject := range []string{"sandbox", "rig/" + r.Name} {
+	for _, subject := range []string{"sandbox", "rig/" + r.Name, "write/" + r.Name, "push/" + r.Name} {
 		if w := t.breakerWait(subject, now); w.Kind != "" {
 			return w
 		}
@@ -177,6 +177,12 @@ func (t *Town) rigWaits(r *Rig, now Time) Reason {
 	}
 	if t.stale(r, now) {
 		return waits(waitFetch, r.Name, 0, "the server fetches the newest %s of rig %s", r.Target, r.Name)
+	}
+	if t.writeDue(r, now) {
+		return waits(waitFetch, r.Name, 0, "the server asks whether it may push to rig %s", r.Name)
+	}
+	if id := t.pushing(r); id != "" && t.breakers["push/"+r.Name] != nil {
+		return waits(waitFetch, id, 0, "the last push to rig %s failed: that of %s is tried first", r.Name, id)
 	}
 	return Reason{}
 }
