@@ -28,7 +28,8 @@ const (
 	networkHost = "host"
 )
 
-// Containers says how the driver docker runs sandboxes.
+// Containers says how the driver docker runs sandboxes. The limits are those of
+// process, too, where a cgroup is delegated to the server.
 type Containers struct {
 	Image  string  // name, digest or id; never pulled
 	CPUs   float64 // 0 is no limit
@@ -109,6 +110,7 @@ func newProcess(ctx context.Context, cfg Config, dir, socketDir, presets, progra
 		Root: filepath.Join(dir, "sandboxes"), Isolation: process.Isolation(cfg.Isolation), Init: []string{program, "sandbox-init"},
 		Binds: []process.Bind{{Outside: socketDir, Inside: insideSocket}}, Show: cfg.Show, Hide: []string{dir},
 		Network: cfg.Network == networkHost, Log: log,
+		CPUs: cfg.Containers.CPUs, Memory: cfg.Containers.Memory, Pids: cfg.Containers.Pids,
 	}
 	if presets != "" {
 		pc.Show = append(slices.Clone(pc.Show), presets)

@@ -13,7 +13,7 @@ func (d *Driver) Isolation() string {
 		if d.noBox != "" {
 			lines[0] += " (there are no boxes for them: " + strings.ReplaceAll(d.noBox, "\n", " ") + ")"
 		}
-		return strings.Join(lines, "\n")
+		return strings.Join(append(lines, d.unbounded()...), "\n")
 	}
 	if !d.box.inner {
 		lines = append(lines, "each other: bubblewrap works here, but not in itself; agents of a town can read the sandbox's token and each other's work")
@@ -21,7 +21,15 @@ func (d *Driver) Isolation() string {
 	if d.network {
 		lines = append(lines, "network: agents use this machine's network, and reach what listens on it")
 	}
-	return strings.Join(lines, "\n")
+	return strings.Join(append(lines, d.unbounded()...), "\n")
+}
+
+// unbounded says that agents can use up this machine, if they can.
+func (d *Driver) unbounded() []string {
+	if d.groups != nil {
+		return nil
+	}
+	return []string{"memory, processors and processes: agents can use up this machine's (" + d.noGroups + ")"}
 }
 
 // Boxed reports whether new sandboxes are boxes, which see of this machine only

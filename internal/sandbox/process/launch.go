@@ -102,6 +102,19 @@ func (d *Driver) launch(ctx context.Context, spec sandbox.Spec, old *record.Reco
 	defer b.close()
 
 	rec := record.Record{Town: spec.Town, Generation: spec.Generation, Phase: record.Starting, Boot: d.boot, Box: d.box != nil}
+	if d.groups != nil {
+		dir, f, err := d.groups.admit(b.cmd.SysProcAttr, spec.Town, spec.Generation)
+		if err != nil {
+			return ref, errs.Wrap(errs.Unavailable, err, "sandbox: make the cgroup of town %s", spec.Town)
+		}
+		defer closeQuietly(f)
+		rec.Cgroup = dir
+		defer func() {
+			if !ran {
+				leaveCgroup(dir)
+			}
+		}()
+	}
 	if err := d.book.Save(rec); err != nil {
 		return ref, err
 	}

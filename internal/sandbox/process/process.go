@@ -71,6 +71,9 @@ type Config struct {
 	Show      []string  // files and directories of this machine that boxes see, read-only
 	Hide      []string  // directories that they don't see even where they lie in one that is shown
 	Network   bool      // boxes use this machine's network; else they have none
+	CPUs      float64   // this and the next two are limits where a cgroup is delegated to us; 0 is none
+	Memory    int64     // bytes
+	Pids      int64     // processes and threads
 	Log       *slog.Logger
 }
 
@@ -81,12 +84,14 @@ type Driver struct {
 
 	network bool // boxes have this machine's
 
-	root  string // absolute, without symbolic links
-	book  *record.Book
-	hash  string // of root, part of every marker
-	boot  string // id of the machine's current boot
-	log   *slog.Logger
-	exits chan sandbox.Ref
+	groups   *cgroups // nil: sandboxes are not bounded
+	noGroups string   // why
+	root     string   // absolute, without symbolic links
+	book     *record.Book
+	hash     string // of root, part of every marker
+	boot     string // id of the machine's current boot
+	log      *slog.Logger
+	exits    chan sandbox.Ref
 
 	closed chan struct{}
 
@@ -140,6 +145,11 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	}
 	if err := d.openBox(ctx, cfg); err != nil {
 		return nil, err
+	}
+	if d.groups, err = bound(d.hash, cfg); err != nil {
+		d.noGroups = err.Error()
+	} else {
+		d.groups.sweep()
 	}
 	d.spawn(d.adopt)
 	d.spawn(d.emptyTrash)

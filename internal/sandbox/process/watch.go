@@ -137,6 +137,12 @@ func (d *Driver) recordEnd(ctx context.Context, k key, code int, reason string) 
 	if err != nil || now.Generation != k.generation || now.Phase == record.Ended {
 		return err
 	}
+	if now.Cgroup != "" {
+		if outOfMemory(now.Cgroup) {
+			reason += "; something in it was killed for want of memory"
+		}
+		leaveCgroup(now.Cgroup)
+	}
 	now.End(code, reason)
 	return d.book.Save(*now)
 }

@@ -51,6 +51,7 @@ type Record struct {
 	PID        int       `json:"pid,omitempty"`
 	Start      string    `json:"start,omitempty"`     // when the process started, as the system tells it
 	Box        bool      `json:"box,omitempty"`       // the process stands before a box, whose first process is its child
+	Cgroup     string    `json:"cgroup,omitempty"`    // its directory, if it is bounded
 	Container  string    `json:"container,omitempty"` // id
 	StartedAt  time.Time `json:"started_at,omitzero"`
 	ExitedAt   time.Time `json:"exited_at,omitzero"`
