@@ -280,7 +280,8 @@ func (p *parts) wire() error {
 		Notifier: a.messenger(p.vault),
 		Runner:   func(hall.TownRef, int64) (command, env []string) { return a.runner(program) },
 	}
-	p.offers = &offers{presets: presets, providers: gateway.NewProviders(p.vault), driver: a.cfg.driver(), place: a.driver, log: a.log}
+	p.offers = &offers{presets: presets, providers: gateway.NewProviders(p.vault), driver: a.cfg.driver(),
+		walls: append([]string{a.driver.Isolation()}, a.cfg.Show...), place: a.driver, log: a.log}
 	p.offers.current.Store(p.offers.now(context.Background()))
 	p.hall = hall.New(hall.Config{
 		Store: p.store, Perform: outside, Boot: boot, Server: a.cfg.Settings, Offers: p.offers.current.Load, Limits: limits,

@@ -36,7 +36,8 @@ type offers struct {
 	presets   agent.Presets
 	providers *gateway.Providers
 	driver    string
-	place     any // the driver; may be a placer
+	walls     []string // what sandboxes see of this machine, in words of the configuration
+	place     any      // the driver; may be a placer
 	log       *slog.Logger
 
 	current atomic.Pointer[town.Offers]
@@ -51,6 +52,7 @@ func (o *offers) now(ctx context.Context) *town.Offers {
 	out := &town.Offers{Agents: map[string]town.AgentOffer{}, Providers: map[string]town.ProviderOffer{}}
 	last := o.current.Load()
 	here := sha256.New()
+	fmt.Fprintf(here, "%q\n", o.walls) // a hash takes everything
 	self, err := os.Executable()
 	if err != nil {
 		o.log.Warn("this program's path is not known", "err", err)
@@ -64,7 +66,7 @@ func (o *offers) now(ctx context.Context) *town.Offers {
 			if err != nil {
 				a.Missing = err.Error()
 			}
-			fmt.Fprintf(here, "%s=%s\n", name, path) // a hash takes everything
+			fmt.Fprintf(here, "%s=%s\n", name, path) // as above
 		}
 		out.Agents[name] = a
 	}
