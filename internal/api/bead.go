@@ -133,6 +133,7 @@ type Budget struct {
 	Setting string    `json:"setting" doc:"The setting that gives the limit."`
 	Limit   int64     `json:"limit"`
 	Spent   int64     `json:"spent"`
+	Granted int64     `json:"granted,omitempty" doc:"What runs may spend of it that is not reported yet."`
 	Left    int64     `json:"left"`
 	Since   time.Time `json:"since,omitzero" doc:"Begin of the present period."`
 	Until   time.Time `json:"until,omitzero" doc:"When it counts anew by itself."`

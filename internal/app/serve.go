@@ -68,6 +68,7 @@ func (a *App) Serve(ctx context.Context) error {
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), finishFor)
 	defer stop()
 	if p := a.current.Load(); p != nil {
+		p.server.Settle()
 		p.hall.Stop(end)
 	}
 	select {

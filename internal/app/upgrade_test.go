@@ -29,6 +29,7 @@ var record = flag.Bool("record", false, "store a database of today's schema in t
 var migrations = map[string]string{
 	"0001_towns.sql":   "3edfdf93d1b8e351",
 	"0002_budgets.sql": "d79cc5cc28eb7e43",
+	"0003_blocks.sql":  "26de83460da1d124",
 }
 
 // history drives a town through its public face, as a hall would.

@@ -92,7 +92,11 @@ func (a *invocation) usageBudgets(budgets []api.Budget) error {
 		if !b.Until.IsZero() {
 			until = a.ago(b.Until)
 		}
-		rows = append(rows, []string{b.Setting, amount(b.What, b.Limit), amount(b.What, b.Spent), amount(b.What, b.Left), until})
+		granted := ""
+		if b.Granted > 0 {
+			granted = amount(b.What, b.Granted)
+		}
+		rows = append(rows, []string{b.Setting, amount(b.What, b.Limit), amount(b.What, b.Spent), granted, amount(b.What, b.Left), until})
 	}
 	if len(rows) == 0 {
 		return nil
@@ -100,7 +104,7 @@ func (a *invocation) usageBudgets(budgets []api.Budget) error {
 	if err := a.say(""); err != nil {
 		return err
 	}
-	return a.table("", []string{"BUDGET", "LIMIT", "SPENT", "LEFT", "COUNTS ANEW"}, rows)
+	return a.table("", []string{"BUDGET", "LIMIT", "SPENT", "GRANTED", "LEFT", "COUNTS ANEW"}, rows)
 }
 
 // usageBeads prints what beads cost.

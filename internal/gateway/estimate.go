@@ -11,10 +11,23 @@ const (
 	bytesPerToken = 4
 	// bytesPerEvent is what an event of a stream has beside its text, about.
 	bytesPerEvent = 400
+	// guessedOutput is what an answer is taken to have before it comes, in tokens, and
+	// guessedRequest what a request has that does not say its size, in bytes.
+	guessedOutput  = 4096
+	guessedRequest = 64 << 10
 	// laterOutput is what counts for an answer that is made in the background, which
 	// nobody sees: about the most that a model says at once.
 	laterOutput = 100_000
 )
+
+// estimate is about what a request will use, before it is read; size is that of its
+// body, or negative when it is not said.
+func estimate(size int64) Tokens {
+	if size < 0 {
+		size = guessedRequest
+	}
+	return Tokens{Input: min(size, MaxModelRequest) / bytesPerToken, Output: guessedOutput}
+}
 
 // request counts what goes to a provider. Its Read and its other methods may be
 // called from different goroutines.

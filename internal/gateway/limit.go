@@ -31,6 +31,7 @@ type asked struct {
 	provider Provider
 	paid     bool     // the answer costs tokens
 	sent     *request // its body
+	share    Share    // of a budget; nil: none is needed
 }
 
 // answered looks at an answer before it goes on.
@@ -78,6 +79,10 @@ func (m *model) meter(resp *http.Response, a asked) {
 }
 
 func (m *model) used(a asked, model string, t Tokens) {
+	if a.share != nil {
+		a.share.Spent(t.Total(), a.provider.priceOf(model).Of(t))
+		return
+	}
 	m.cfg.Meter.ModelUsed(a.grant, a.provider.Name, model, t, a.provider.priceOf(model).Of(t))
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,6 +36,7 @@ type ModelGrant struct {
 	Town, Run string
 	Epoch     int64
 	Limited   bool // the provider refused the run, or others of its town, lately
+	Budgeted  bool // what it spends is limited: it needs a share of a budget first
 }
 
 // ModelConfig is what a model gateway is made of. Prefix is required.
@@ -42,6 +44,7 @@ type ModelConfig struct {
 	Prefix     string            // of the paths: <prefix>{provider}/...
 	Limits     ModelLimits       // hears of limits; nil: nobody does
 	Meter      ModelMeter        // hears what answers used; nil: nobody does
+	Budget     ModelBudget       // gives shares to requests whose grant is Budgeted; nil: nobody needs any
 	WaitHeader string            // header that tells of a limit: milliseconds to wait, -1 when not stated; "": none
 	AwayHeader string            // header of answers that mean: ask again later, nothing happened; "": none
 	Transport  http.RoundTripper // default: one with sane limits
@@ -127,6 +130,15 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		m.fail(w, err)
 		return
 	}
+	var share Share
+	if m.cfg.Budget != nil && grant.Budgeted && paid {
+		need := estimate(r.ContentLength)
+		if share, err = m.cfg.Budget.Reserve(r.Context(), grant, need.Total(), by.priceOf("").Of(need)); err != nil {
+			m.fail(w, err)
+			return
+		}
+		defer share.End()
+	}
 	rc := http.NewResponseController(w)
 	// A provider may answer before it has read all: see to it that its answer is
 	// not cut. Recorders in tests know no duplex.
@@ -136,7 +148,7 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = rc.SetReadDeadline(time.Now().Add(modelBody))
 	sent := &request{ReadCloser: &endingBody{ReadCloser: http.MaxBytesReader(w, r.Body, MaxModelRequest), end: func() { _ = rc.SetReadDeadline(time.Time{}) }}}
 	r.Body = sent
-	out := *r.WithContext(context.WithValue(r.Context(), askedKey{}, asked{grant, by, paid, sent}))
+	out := *r.WithContext(context.WithValue(r.Context(), askedKey{}, asked{grant, by, paid, sent, share}))
 	out.URL = target
 	out.Header = cleanRequest(r.Header)
 	by.identify(out.Header)
@@ -312,6 +324,12 @@ func (m *model) fail(w http.ResponseWriter, err error) {
 	if kind == errs.Internal {
 		m.log.Error("a request to a model failed", "err", err)
 		detail = "the server failed; its log says more"
+	}
+	if e != nil && e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.FormatInt(int64((e.RetryAfter+time.Second-1)/time.Second), 10))
+		if kind == errs.Overloaded && m.cfg.WaitHeader != "" {
+			w.Header().Set(m.cfg.WaitHeader, strconv.FormatInt(e.RetryAfter.Milliseconds(), 10))
+		}
 	}
 	problem(w, errs.HTTPStatus(kind), kind, detail, hint)
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -27,6 +28,21 @@ type ModelMeter interface {
 	// it, and cost in millionths of a dollar, 0 where there are no prices. It is
 	// called before the agent sees the end of the answer, which waits for it.
 	ModelUsed(g ModelGrant, provider, model string, t Tokens, cost int64)
+}
+
+// ModelBudget gives requests shares of what their runs may spend.
+type ModelBudget interface {
+	// Reserve returns when a request that needs about so much may begin. Its error
+	// says why it may not.
+	Reserve(ctx context.Context, g ModelGrant, tokens, cost int64) (Share, error)
+}
+
+// Share is what one request holds of a budget.
+type Share interface {
+	// Spent says what the request really used.
+	Spent(tokens, cost int64)
+	// End gives back what the request did not use. It may be called again.
+	End()
 }
 
 // Price is what a model costs, in millionths of a dollar for a million tokens.

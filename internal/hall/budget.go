@@ -10,7 +10,7 @@ import (
 )
 
 // dayFresh is how old the known totals of the server's day may be. The limit of
-// runs is checked by the store with each commit; what is measured while things run
+// runs, and what is granted of tokens and cost, is checked by the store with each commit; what is measured while things run
 // (awake time, tokens, cost) is known this late.
 const dayFresh = time.Second
 
@@ -46,7 +46,8 @@ func (h *Hall) today(ctx context.Context, now time.Time) (town.DaySpend, error) 
 		}
 		d.put(k, now, changes)
 	}
-	return town.DaySpend{Day: k.Day, Spend: town.Spend{Runs: k.Runs, AwakeMS: k.AwakeMS, Tokens: k.Tokens, Cost: k.Cost}}, nil
+	return town.DaySpend{Day: k.Day, Spend: town.Spend{Runs: k.Runs, AwakeMS: k.AwakeMS, Tokens: k.Tokens, Cost: k.Cost},
+		Granted: town.Granted{Tokens: k.GrantedTokens, Cost: k.GrantedCost}}, nil
 }
 
 // get returns what is known, and whether that is fresh enough.
@@ -95,7 +96,8 @@ func spend(all []town.DaySpend) []store.DaySpend {
 	out := make([]store.DaySpend, 0, len(all))
 	for _, s := range all {
 		out = append(out, store.DaySpend{Day: s.Day, Runs: min(s.Runs, store.MaxSpend), AwakeMS: min(s.AwakeMS, store.MaxSpend),
-			Tokens: min(s.Tokens, store.MaxSpend), Cost: min(s.Cost, store.MaxSpend)})
+			Tokens: min(s.Tokens, store.MaxSpend), Cost: min(s.Cost, store.MaxSpend),
+			GrantedTokens: s.Granted.Tokens, GrantedCost: s.Granted.Cost})
 	}
 	return out
 }

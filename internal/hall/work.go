@@ -304,7 +304,7 @@ func (tn *turn) decide() (dirty bool, com store.Commit, err error) {
 	}
 	com = store.Commit{Town: c.head.ID, Expect: c.head.Version, CommitID: h.cfg.NewID(), At: at, Columns: h.columnsOf(c.t, tn.now),
 		Rows: rows, Ledger: entries, Idem: idem, Rigs: c.rigChanges(changed),
-		Spend: spend(c.t.TakeSpend()), MaxRuns: h.day.limit.Runs}
+		Spend: spend(c.t.TakeSpend()), Limits: store.DayLimits{Runs: h.day.limit.Runs, Tokens: h.day.limit.Tokens, Cost: h.day.limit.Cost}}
 	com.Slot = slotChange(c.head.Columns, com.Columns)
 	if slotAsked && com.Columns.Sandbox == store.Asleep {
 		com.Slot = store.SlotRelease

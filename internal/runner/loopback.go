@@ -148,7 +148,7 @@ func (l *loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			refuse(w)
 			return
 		}
-		l.git(w, r, rest, r.Header.Get(headerRun), r.Header.Get(headerEpoch))
+		l.git(w, r, rest, r.Header.Get(headerRun), r.Header.Get(headerEpoch), l.api.transport) // the runner tries again by itself
 		return
 	}
 	t := l.tenant(id)
@@ -164,7 +164,7 @@ func (l *loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case service == "mcp" && rest == "":
 		t.tools.ServeHTTP(w, r)
 	case service == "git":
-		l.git(w, r, rest, t.id, strconv.FormatInt(t.epoch, 10))
+		l.git(w, r, rest, t.id, strconv.FormatInt(t.epoch, 10), l.holding(0)) // a push is sent once
 	case service == "model":
 		l.model(w, r, rest, t)
 	default:
@@ -190,13 +190,13 @@ func (l *loopback) target(prefix, rest, query string) (*url.URL, bool) {
 	return &u, true
 }
 
-func (l *loopback) git(w http.ResponseWriter, r *http.Request, rest, run, epoch string) {
+func (l *loopback) git(w http.ResponseWriter, r *http.Request, rest, run, epoch string, via http.RoundTripper) {
 	u, ok := l.target(wire.PathGit, rest, r.URL.RawQuery)
 	if !ok {
 		http.Error(w, "this is no path of a repository", http.StatusNotFound)
 		return
 	}
-	l.forward(w, r, u, run, epoch, l.holding(0), forwardHooks{}) // a push is sent once
+	l.forward(w, r, u, run, epoch, via, forwardHooks{})
 }
 
 func (l *loopback) model(w http.ResponseWriter, r *http.Request, rest string, t *tenant) {

@@ -77,7 +77,7 @@ func (s *Server) ModelAccess(r *http.Request, provider string) (gateway.ModelGra
 		case at.State == town.RunDraining && at.Stop != "":
 			return errs.New(errs.Conflict, "run %s is being stopped", printable(run, 60)) // its budget may be used up
 		}
-		grant.Limited = t.ProviderLimited(run)
+		grant.Limited, grant.Budgeted = t.ProviderLimited(run), t.NeedsBlock(run)
 		return nil
 	})
 	return grant, err

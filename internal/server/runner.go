@@ -55,7 +55,7 @@ func (s *Server) registerRunner() {
 
 	s.limits[wire.PathModel], s.most[wire.PathModel] = -1, ofItsRuns
 	s.mux.Handle(wire.PathModel, gateway.NewModel(s.providers, s, gateway.ModelConfig{
-		Prefix: wire.PathModel, Limits: s, Meter: s, WaitHeader: wire.HeaderWait, AwayHeader: wire.HeaderAway, Transport: s.cfg.ModelTransport, Log: s.log}))
+		Prefix: wire.PathModel, Limits: s, Meter: s, Budget: s.blocks, WaitHeader: wire.HeaderWait, AwayHeader: wire.HeaderAway, Transport: s.cfg.ModelTransport, Log: s.log}))
 	if s.cfg.Git != nil {
 		s.limits[wire.PathGit] = -1
 		s.mux.Handle(wire.PathGit, s.cfg.Git(s))
@@ -186,6 +186,7 @@ func (s *Server) reports(c *sandboxCall) error {
 	if len(in.Items) == 0 || len(in.Items) > maxReports {
 		return errs.New(errs.Invalid, "a request carries 1 to %d reports", maxReports)
 	}
+	s.blocks.settleEnded(c.Town, in)
 	err = s.hall.Do(c.r.Context(), c.Town, town.Reports{Generation: c.Generation, Stream: in.Stream, From: in.From, Items: in.Items})
 	if err == nil {
 		return c.answer(wire.ReportsResponse{Next: in.From + int64(len(in.Items))})

@@ -35,6 +35,7 @@ type Server struct {
 	stopOnce sync.Once
 	stopping chan struct{} // closed when streams must end
 
+	blocks  *blocks       // what runs may spend, as far as this process holds it
 	tellers chan struct{} // holds a token for each word about a limit that is on its way
 
 	crowd  crowd
@@ -69,6 +70,7 @@ func New(cfg Config) (*Server, error) {
 		long:      map[string]bool{}, limits: map[string]int64{}, streamed: map[string]bool{}, most: map[string]int{},
 		stopping: make(chan struct{}), tellers: make(chan struct{}, limitTellers),
 	}
+	s.blocks = newBlocks(cfg.Hall, cfg.Log)
 	s.metrics = newMetrics(s)
 	s.openAPI()
 	s.registerServer()

@@ -17,7 +17,7 @@ func spendView(s town.Spend) api.Spend {
 
 func budgetViews(bs []town.Budget) []api.Budget {
 	return mapped(bs, func(b town.Budget) api.Budget {
-		return api.Budget{Scope: b.Scope, What: b.What, Setting: b.Setting(), Limit: b.Limit, Spent: b.Spent, Left: b.Left(),
+		return api.Budget{Scope: b.Scope, What: b.What, Setting: b.Setting(), Limit: b.Limit, Spent: b.Spent, Granted: b.Granted, Left: b.Left(),
 			Since: b.Since.Time(), Until: b.Until.Time()}
 	})
 }

@@ -148,7 +148,8 @@ func (w *world) watchTown(st *shadowTown) {
 	}
 	then := w.clock().Add(-overduly)
 	day := w.totals.days[dayOf(town.At(then))]
-	st.wake.t.SetServerDay(town.DaySpend{Day: day.Day, Spend: town.Spend{Runs: day.Runs, AwakeMS: day.AwakeMS, Tokens: day.Tokens, Cost: day.Cost}})
+	st.wake.t.SetServerDay(town.DaySpend{Day: day.Day, Spend: town.Spend{Runs: day.Runs, AwakeMS: day.AwakeMS, Tokens: day.Tokens, Cost: day.Cost},
+		Granted: town.Granted{Tokens: day.GrantedTokens, Cost: day.GrantedCost}})
 	w.holds(invDue, st.wake.wake.IsZero() || st.wake.wake.After(then), st, "a deadline of %s passed at %s and nothing happened", st.name, st.wake.wake)
 	for _, e := range st.wake.t.Effects(then) {
 		w.violate(invDue, st, "%s of %s can be done since %s and nobody does it", e.Key, st.name, overduly)

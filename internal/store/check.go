@@ -78,6 +78,11 @@ func CheckSpend(spend []DaySpend) error {
 				return errs.New(errs.Invalid, "nobody can spend %d on a day", n)
 			}
 		}
+		for _, n := range []int64{s.GrantedTokens, s.GrantedCost} {
+			if n < -MaxSpend || n > MaxSpend {
+				return errs.New(errs.Invalid, "nobody can be granted %d on a day", n)
+			}
+		}
 		if slices.ContainsFunc(spend[:i], func(o DaySpend) bool { return o.Day == s.Day }) {
 			return errs.New(errs.Invalid, "day %s is named twice", s.Day)
 		}

@@ -12,7 +12,7 @@ const (
 	selectHead = `SELECT ` + headColumns + ` FROM towns WHERE id = ?`
 	// contradicts must be the condition of an index to the letter, or it is not used.
 	contradicts = `due_at IS NULL AND (sandbox <> 'asleep' OR wanted <> 0 OR failing <> '' OR status = 'deleting' OR waits <> 0)`
-	selectDays  = `SELECT day, runs, awake_ms, tokens, cost FROM server_days`
+	selectDays  = `SELECT day, runs, awake_ms, tokens, cost, granted_tokens, granted_cost FROM server_days`
 	selectSlots = `SELECT town, state, since, seen, at FROM slots`
 )
 
@@ -217,7 +217,8 @@ func (s *SQLite) ServerDays(ctx context.Context, from string, limit int) (out []
 }
 
 func dayOf(v []driver.Value) DaySpend {
-	return DaySpend{Day: asText(v[0]), Runs: asInt(v[1]), AwakeMS: asInt(v[2]), Tokens: asInt(v[3]), Cost: asInt(v[4])}
+	return DaySpend{Day: asText(v[0]), Runs: asInt(v[1]), AwakeMS: asInt(v[2]), Tokens: asInt(v[3]), Cost: asInt(v[4]),
+		GrantedTokens: asInt(v[5]), GrantedCost: asInt(v[6])}
 }
 
 func (s *SQLite) rigs(ctx context.Context, q, arg string) (out []RigIndex, err error) {

@@ -126,6 +126,10 @@ type DaySpend struct {
 	AwakeMS int64  // of sandboxes
 	Tokens  int64
 	Cost    int64 // millionths of a dollar
+
+	// What is granted to runs and not settled; in a commit the change, which may
+	// be negative. Totals don't fall below 0.
+	GrantedTokens, GrantedCost int64
 }
 
 // MaxSpend is where totals stop rising, so that two of them can be added.
@@ -134,7 +138,20 @@ const MaxSpend = 4e18
 // Add returns the sum of two totals of a day.
 func (d DaySpend) Add(o DaySpend) DaySpend {
 	sum := func(a, b int64) int64 { return min(a+b, MaxSpend) }
-	return DaySpend{d.Day, sum(d.Runs, o.Runs), sum(d.AwakeMS, o.AwakeMS), sum(d.Tokens, o.Tokens), sum(d.Cost, o.Cost)}
+	return DaySpend{d.Day, sum(d.Runs, o.Runs), sum(d.AwakeMS, o.AwakeMS), sum(d.Tokens, o.Tokens), sum(d.Cost, o.Cost),
+		max(sum(d.GrantedTokens, o.GrantedTokens), 0), max(sum(d.GrantedCost, o.GrantedCost), 0)}
+}
+
+// DayLimits are what all towns together may spend on a day; 0 = no limit. Runs
+// are refused, with ErrBudget, beyond theirs; tokens and cost can't be, but to
+// grant more of them than are left is.
+type DayLimits struct{ Runs, Tokens, Cost int64 }
+
+// Refuse reports whether d can't be added to the total of its day.
+func (l DayLimits) Refuse(d, total DaySpend) bool {
+	over := func(limit, granted, have int64) bool { return limit > 0 && granted > 0 && have > limit-granted }
+	return over(l.Runs, d.Runs, total.Runs) || over(l.Tokens, d.GrantedTokens, total.Tokens+total.GrantedTokens) ||
+		over(l.Cost, d.GrantedCost, total.Cost+total.GrantedCost)
 }
 
 // Commit is one transaction on one town. Columns replace the old ones whole.
@@ -150,7 +167,7 @@ type Commit struct {
 	Slot     SlotChange
 	Rigs     []RigIndex
 	Spend    []DaySpend // added to the totals of the server's days, each day at most once
-	MaxRuns  int64      // more runs on a day of Spend that has any are ErrBudget; 0 = no limit
+	Limits   DayLimits  // of the days of Spend
 }
 
 // LedgerQuery selects entries with After < Seq < Before (0 = no bound), oldest

@@ -23,10 +23,11 @@ const (
 	upsertRig    = `INSERT INTO rigs (town, rig, prefix) VALUES (?,?,?)
  ON CONFLICT (town, rig) DO UPDATE SET prefix = excluded.prefix`
 	// The cap is MaxSpend: beyond the range of its integers SQLite would go on in floating point.
-	upsertDay = `INSERT INTO server_days (day, runs, awake_ms, tokens, cost) VALUES (?,?,?,?,?)
+	upsertDay = `INSERT INTO server_days (day, runs, awake_ms, tokens, cost, granted_tokens, granted_cost) VALUES (?,?,?,?,?,MAX(?,0),MAX(?,0))
  ON CONFLICT (day) DO UPDATE SET runs = MIN(runs + excluded.runs, 4000000000000000000),
  awake_ms = MIN(awake_ms + excluded.awake_ms, 4000000000000000000), tokens = MIN(tokens + excluded.tokens, 4000000000000000000),
- cost = MIN(cost + excluded.cost, 4000000000000000000)`
+ cost = MIN(cost + excluded.cost, 4000000000000000000),
+ granted_tokens = MAX(MIN(granted_tokens + ?, 4000000000000000000), 0), granted_cost = MAX(MIN(granted_cost + ?, 4000000000000000000), 0)`
 	slotAwake = `INSERT INTO slots (town, state, since, seen, at) VALUES (?,'awake',?,?,?)
  ON CONFLICT (town) DO UPDATE SET state = 'awake', at = excluded.at`
 )
@@ -127,7 +128,7 @@ func (t *tx) commitTown(c *Commit) error {
 	if err := t.putLedger(c.Town, c.Ledger); err != nil {
 		return err
 	}
-	if err := t.putSpend(c.Spend, c.MaxRuns); err != nil {
+	if err := t.putSpend(c.Spend, c.Limits); err != nil {
 		return err
 	}
 	switch c.Slot {
@@ -140,20 +141,20 @@ func (t *tx) commitTown(c *Commit) error {
 }
 
 // putSpend adds to the totals of days. The limit is read in the transaction that
-// adds: of many towns that start a run at the same moment only so many succeed
-// as there are runs left.
-func (t *tx) putSpend(spend []DaySpend, maxRuns int64) error {
+// adds: of many towns that start a run, or ask for a block, at the same moment only
+// so many succeed as there is left.
+func (t *tx) putSpend(spend []DaySpend, limits DayLimits) error {
 	for _, d := range spend {
-		if maxRuns > 0 && d.Runs > 0 {
-			have, _, err := t.number(context.Background(), `SELECT runs FROM server_days WHERE day = ?`, d.Day)
-			if err != nil {
+		if limits != (DayLimits{}) {
+			have := DaySpend{Day: d.Day}
+			if err := t.each(context.Background(), func(v []driver.Value) { have = dayOf(v) }, selectDays+` WHERE day = ?`, d.Day); err != nil {
 				return err
 			}
-			if have > maxRuns-d.Runs {
+			if limits.Refuse(d, have) {
 				return ErrBudget
 			}
 		}
-		if _, err := t.do(upsertDay, d.Day, d.Runs, d.AwakeMS, d.Tokens, d.Cost); err != nil {
+		if _, err := t.do(upsertDay, d.Day, d.Runs, d.AwakeMS, d.Tokens, d.Cost, d.GrantedTokens, d.GrantedCost, d.GrantedTokens, d.GrantedCost); err != nil {
 			return err
 		}
 	}

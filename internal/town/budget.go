@@ -22,12 +22,14 @@ type Budget struct {
 	What  string `json:"what"`  // cost, tokens, awake, runs
 	Limit int64  `json:"limit"`
 	Spent int64  `json:"spent"`
-	Since Time   `json:"since,omitempty"` // begin of the present period; 0: all its life
-	Until Time   `json:"until,omitempty"` // when it counts anew by itself; 0: never
+	// Granted is what runs may spend of it that has not reported yet.
+	Granted int64 `json:"granted,omitempty"`
+	Since   Time  `json:"since,omitempty"` // begin of the present period; 0: all its life
+	Until   Time  `json:"until,omitempty"` // when it counts anew by itself; 0: never
 }
 
 // Left is what may still be spent.
-func (b Budget) Left() int64 { return max(b.Limit-b.Spent, 0) }
+func (b Budget) Left() int64 { return max(b.Limit-b.Spent-b.Granted, 0) }
 
 // Setting is the key of the setting that gives the limit.
 func (b Budget) Setting() string { return "budget." + b.Scope + "." + b.What }
@@ -54,18 +56,18 @@ func (t *Town) townPeriod(now Time) period {
 
 // budgets returns the limits that are set among those of a scope, as they stand
 // with what was spent. Starting asks for those too that only forbid new runs.
-func budgets(scope string, limit, spent Spend, p period, starting bool) []Budget {
+func budgets(scope string, limit, spent Spend, g Granted, p period, starting bool) []Budget {
 	var out []Budget
-	add := func(what string, limit, spent int64) {
+	add := func(what string, limit, spent, granted int64) {
 		if limit > 0 {
-			out = append(out, Budget{scope, what, limit, spent, p.from, p.until})
+			out = append(out, Budget{scope, what, limit, spent, granted, p.from, p.until})
 		}
 	}
-	add("cost", limit.Cost, spent.Cost)
-	add("tokens", limit.Tokens, spent.Tokens)
-	add("awake", limit.AwakeMS, spent.AwakeMS)
+	add("cost", limit.Cost, spent.Cost, g.Cost)
+	add("tokens", limit.Tokens, spent.Tokens, g.Tokens)
+	add("awake", limit.AwakeMS, spent.AwakeMS, 0)
 	if starting {
-		add("runs", limit.Runs, spent.Runs)
+		add("runs", limit.Runs, spent.Runs, 0)
 	}
 	return out
 }
@@ -129,7 +131,7 @@ func (t *Town) beadBudgets(b *Bead, now Time, starting bool) []Budget {
 	if limit == (Spend{}) {
 		return nil
 	}
-	return budgets(scopeBead, limit, t.beadSpent(b, now), period{}, starting)
+	return budgets(scopeBead, limit, t.beadSpent(b, now), t.grantedTo(func(x Block) bool { return x.Bead == b.ID }), period{}, starting)
 }
 
 // sharedBudgets are the budgets of the town and of the server.
@@ -137,10 +139,10 @@ func (t *Town) sharedBudgets(now Time, starting bool) []Budget {
 	var out []Budget
 	if limit := t.limitOf(scopeTown, nil, nil); limit != (Spend{}) {
 		p := t.townPeriod(now)
-		out = budgets(scopeTown, limit, t.spentIn(p, now), p, starting)
+		out = budgets(scopeTown, limit, t.spentIn(p, now), t.grantedIn(p), p, starting)
 	}
 	if limit := t.limitOf(scopeServer, nil, nil); limit != (Spend{}) {
-		out = append(out, budgets(scopeServer, limit, t.serverSpent(now), dayPeriod(now), starting)...)
+		out = append(out, budgets(scopeServer, limit, t.serverSpent(now), t.serverGranted(now), dayPeriod(now), starting)...)
 	}
 	return out
 }

@@ -22,9 +22,10 @@ type driver struct {
 	ledger   []Entry
 	perform  bool
 	quiet    bool
-	spent    Spend            // given to the server's days
-	days     map[string]Spend // of the server
-	conflict map[string]bool  // beads whose next candidate conflicts
+	spent    Spend              // given to the server's days
+	days     map[string]Spend   // of the server
+	lent     map[string]Granted // likewise
+	conflict map[string]bool    // beads whose next candidate conflicts
 }
 
 var epoch0 = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -54,6 +55,10 @@ func (d *driver) save() {
 		}
 		d.spent = d.spent.add(s.Spend)
 		d.days[s.Day] = d.days[s.Day].add(s.Spend)
+		if d.lent == nil {
+			d.lent = map[string]Granted{}
+		}
+		d.lent[s.Day] = d.lent[s.Day].add(s.Granted)
 	}
 }
 
@@ -82,7 +87,7 @@ func (d *driver) reload() *Town {
 func (d *driver) try(in Input) error {
 	d.t.Helper()
 	today := dayOf(At(d.now))
-	d.town.SetServerDay(DaySpend{today, d.days[today]})
+	d.town.SetServerDay(DaySpend{today, d.days[today], d.lent[today]})
 	c := d.reload()
 	err := d.town.Handle(d.now, in)
 	err2 := c.Handle(d.now, in)
@@ -301,6 +306,11 @@ func (d *driver) check() {
 	for i, e := range d.ledger {
 		if e.Seq != int64(i+1) {
 			d.t.Fatalf("ledger entry %d has number %d", i+1, e.Seq)
+		}
+	}
+	for day, g := range d.lent {
+		if have := d.town.grantedTo(func(b Block) bool { return b.Day == day }); have != g {
+			d.t.Fatalf("on %s %+v is granted, and the server was told of %+v", day, have, g)
 		}
 	}
 	checkInvariants(d.t, d.town, d.now)

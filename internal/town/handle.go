@@ -34,7 +34,7 @@ func (t *Town) Handle(at time.Time, in Input) error {
 // whileDeleting lets only what ends a town pass.
 func (t *Town) whileDeleting(in Input) error {
 	switch in.(type) {
-	case Reports, GatesDone, Metered, Limited, ProviderWorks, SandboxExited, EffectDone, Unheard, SlotFree, Restored, Tick, DeleteTown, Retry, DropRow, Mend, Acknowledge:
+	case Reports, GatesDone, Metered, TakeBlock, Limited, ProviderWorks, SandboxExited, EffectDone, Unheard, SlotFree, Restored, Tick, DeleteTown, Retry, DropRow, Mend, Acknowledge:
 		return nil
 	case Hello, Verdict, Refused, Exchange:
 		return errs.New(errs.Gone, "town %s is being deleted", t.info.Name)
@@ -112,6 +112,8 @@ func (t *Town) applyMessage(now Time, in Input) error {
 		return t.exchange(now, in)
 	case Metered:
 		return t.metered(now, in)
+	case TakeBlock:
+		return t.takeBlock(now, in)
 	case Limited:
 		return t.limited(now, in)
 	case ProviderWorks:

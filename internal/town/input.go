@@ -200,6 +200,15 @@ type (
 		Tokens int64
 		Cost   int64 // millionths of a dollar
 	}
+	// TakeBlock asks for what a run needs to go on spending, in the name of the meter
+	// that will settle it with its report number 1. A repeat prolongs the block.
+	TakeBlock struct {
+		Run    string
+		Epoch  int64
+		ID     string
+		Tokens int64 // that the next request needs, about
+		Cost   int64
+	}
 	// Limited says that the provider of a run refused a request because of a rate
 	// limit or a quota, until a time that it stated (0: it stated none).
 	Limited struct {
@@ -297,6 +306,7 @@ func (Refused) input() string       { return "run.refused" }
 func (GatesDone) input() string     { return "merge.gates" }
 func (Exchange) input() string      { return "token.exchange" }
 func (Metered) input() string       { return "usage" }
+func (TakeBlock) input() string     { return "usage.block" }
 func (Limited) input() string       { return "provider.limited" }
 func (ProviderWorks) input() string { return "provider.works" }
 func (SandboxExited) input() string { return "sandbox.exited" }
@@ -310,6 +320,6 @@ func (Tick) input() string          { return "tick" }
 func Inputs() []Input {
 	return []Input{CreateBead{}, CreateBeads{}, SlingBead{}, EditBead{}, DependBead{}, CloseBead{}, CancelBead{}, ReopenBead{}, NudgeBead{}, Retry{}, DropRow{}, Mend{}, Acknowledge{},
 		AddRig{}, SetRig{}, DropRig{}, SetTown{}, Pause{}, Resume{}, RefreshToken{}, DeleteTown{}, ImportPart{}, FinishImport{}, CloneRig{}, Hello{}, Reports{}, Verdict{}, Refused{}, GatesDone{}, Exchange{},
-		Metered{}, Limited{}, ProviderWorks{},
+		Metered{}, TakeBlock{}, Limited{}, ProviderWorks{},
 		SandboxExited{}, EffectDone{}, Unheard{}, SlotFree{}, Restored{}, Tick{}}
 }

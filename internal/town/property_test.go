@@ -203,6 +203,12 @@ func (h *history) usage() Input {
 		old := b.Runs[h.pick(len(b.Runs))]
 		r = Run{ID: runID(b.ID, old.Epoch), Epoch: old.Epoch}
 	}
+	switch block := "b" + strconv.Itoa(h.pick(4)); h.pick(4) {
+	case 0:
+		return TakeBlock{Run: r.ID, Epoch: r.Epoch, ID: block, Tokens: int64(h.pick(200)), Cost: int64(h.pick(1_000_000))}
+	case 1:
+		return Metered{Run: r.ID, Epoch: r.Epoch, Meter: block, Seq: 1, Tokens: int64(h.pick(200)), Cost: int64(h.pick(1_000_000))}
+	}
 	return Metered{Run: r.ID, Epoch: r.Epoch, Meter: "m", Seq: int64(h.pick(9)), Tokens: int64(h.pick(200)), Cost: int64(h.pick(1_000_000))}
 }
 

@@ -16,7 +16,7 @@ const maxSteps = 200_000
 func (t *Town) settle(now Time) {
 	rules := []func(Time) bool{
 		t.ruleMend, t.ruleClock, t.ruleImport, t.ruleClaims, t.ruleBackoffOver, t.ruleLeases, t.ruleStuck, t.ruleUnsaved, t.ruleGatesOverdue,
-		t.ruleBudget,
+		t.ruleBlocks, t.ruleBudget,
 		t.ruleMerge, t.ruleDispatch, t.driveSandbox,
 	}
 	for step := 0; ; step++ {
@@ -59,6 +59,9 @@ func (t *Town) ruleClock(now Time) bool {
 	clamp(&s.LastHold, 0, kindTown, t.info.ID)
 	clamp(&s.TokenAt, 0, kindTown, t.info.ID)
 	clamp(&t.info.AwakeFor, maxAwakeFor, kindTown, t.info.ID)
+	for i := range t.info.Blocks {
+		clamp(&t.info.Blocks[i].Until, BlockLife, kindTown, t.info.ID)
+	}
 	for id, r := range t.runs {
 		clamp(&r.LeaseUntil, max(lease, listenAgain), kindRun, id)
 		clamp(&r.CreatedAt, 0, kindRun, id)

@@ -37,6 +37,7 @@ func sum(a, b int64) int64 {
 type DaySpend struct {
 	Day string // 2006-01-02
 	Spend
+	Granted Granted // to runs, and not settled; what TakeSpend returns is the change
 }
 
 // Mark says up to where the reports of one meter on a run were counted.
@@ -78,13 +79,19 @@ func (t *Town) usageOf(day string) *Usage {
 // the commit of the rows that Changes returns; the server's day then contains it.
 func (t *Town) TakeSpend() []DaySpend {
 	var out []DaySpend
+	for day := range t.lent {
+		t.delta[day] = t.delta[day].add(Spend{}) // so that each day is there once
+	}
 	for day, s := range t.delta {
-		out = append(out, DaySpend{day, s})
+		g := t.lent[day]
+		out = append(out, DaySpend{day, s, g})
 		if day == t.serverDay.Day {
 			t.serverDay.Spend = t.serverDay.add(s)
+			t.serverDay.Granted = t.serverDay.Granted.add(g)
 		}
 	}
 	clear(t.delta)
+	clear(t.lent)
 	slices.SortFunc(out, func(a, b DaySpend) int { return cmp.Compare(a.Day, b.Day) })
 	return out
 }
@@ -215,7 +222,15 @@ func (t *Town) metered(now Time, in Metered) error {
 	if b == nil || epoch != strconv.FormatInt(in.Epoch, 10) {
 		return errs.New(errs.NotFound, "no run %s, epoch %d", clip(in.Run, 60), in.Epoch)
 	}
+	i := slices.IndexFunc(b.Runs, func(r RunRecord) bool { return r.Epoch == in.Epoch })
+	if i < 0 && t.runs[in.Run] == nil {
+		return errs.New(errs.NotFound, "run %s is not on record", clip(in.Run, 60))
+	}
 	s := Spend{Tokens: in.Tokens, Cost: in.Cost}
+	day := dayOf(now)
+	if block, ok := t.takeBack(in); ok {
+		day = block.Day // where it was granted
+	}
 	if r := t.runs[in.Run]; r != nil {
 		marks, fresh := counted(r.Marks, in)
 		if !fresh {
@@ -226,15 +241,11 @@ func (t *Town) metered(now Time, in Metered) error {
 		if in.Tokens > 0 {
 			t.providerWorks(now, limitSubject(r))
 		}
-		t.spend(dayOf(now), s)
+		t.spend(day, s)
 		return nil
 	}
-	i := slices.IndexFunc(b.Runs, func(r RunRecord) bool { return r.Epoch == in.Epoch })
-	if i < 0 {
-		return errs.New(errs.NotFound, "run %s is not on record", clip(in.Run, 60))
-	}
 	if t.meteredLate(b, i, in, s) {
-		t.spend(dayOf(now), s)
+		t.spend(day, s)
 	}
 	return nil
 }

@@ -38,6 +38,8 @@ type Info struct {
 	// Poison is what sandboxes sent and could not be taken, PoisonN how many.
 	Poison  []Poison `json:"poison,omitempty"`
 	PoisonN int64    `json:"poison_n,omitempty"`
+	// Blocks are granted to runs and not settled.
+	Blocks []Block `json:"blocks,omitempty"`
 	// Told says by scope of which budget's end people were told.
 	Told map[string]string `json:"told,omitempty"`
 	// Missing says by preset which agents were not there when a sandbox should start them.
@@ -60,9 +62,10 @@ type Town struct {
 	usage    map[string]*Usage // by day
 
 	escalations map[string]*Escalation
-	serverDay   DaySpend         // what all towns spent today; not part of the state
-	delta       map[string]Spend // by day: spent since the last TakeSpend
-	limits      map[string]Spend // budgets of the town, the server and rigs, until a setting changes
+	serverDay   DaySpend           // what all towns spent today; not part of the state
+	delta       map[string]Spend   // by day: spent since the last TakeSpend
+	lent        map[string]Granted // likewise: granted, less what was settled
+	limits      map[string]Spend   // budgets of the town, the server and rigs, until a setting changes
 
 	ix      index
 	dirty   map[rowKey]struct{}
@@ -100,7 +103,7 @@ func empty() *Town {
 		claims: map[string]*Claim{}, breakers: map[string]*Breaker{}, notices: map[int64]*Notice{}, usage: map[string]*Usage{},
 		escalations: map[string]*Escalation{},
 		dirty:       map[rowKey]struct{}{}, ix: newIndex(), odd: map[rowKey]string{}, raw: map[rowKey][]byte{},
-		delta: map[string]Spend{}, limits: map[string]Spend{},
+		delta: map[string]Spend{}, lent: map[string]Granted{}, limits: map[string]Spend{},
 	}
 }
 

@@ -56,6 +56,9 @@ func (t *Town) NextWake(at time.Time) (time.Time, bool) {
 	}
 	t.sandboxWake(now, see, future)
 	t.budgetWake(now, see)
+	for _, b := range t.info.Blocks {
+		see(b.Until)
+	}
 	for _, r := range t.runs {
 		if r.SaveError != "" && !r.SaveTold {
 			see(r.unsavedAt())

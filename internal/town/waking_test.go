@@ -45,6 +45,7 @@ var wakes = map[string]struct {
 	"run.refused":      {false, "refused: no generation is current while asleep"},
 	"merge.gates":      {false, "refused: no generation is current while asleep"},
 	"usage":            {false, "money that was spent starts nothing"},
+	"usage.block":      {false, "refused: no run is current while asleep"},
 	"provider.limited": {false, "refused: no run is current while asleep"},
 	"provider.works":   {false, "refused: no run is current while asleep"},
 	"token.exchange":   {false, "refused: an asleep sandbox has nothing to renew"},
@@ -175,6 +176,7 @@ func sleeper(h history) Input {
 		Unheard{},
 		SlotFree{},
 		h.usage(),
+		TakeBlock{Run: r.ID, Epoch: r.Epoch, ID: "b1", Tokens: 10},
 		Limited{Run: r.ID, Epoch: r.Epoch, Provider: r.Provider},
 		ProviderWorks{Run: r.ID, Epoch: r.Epoch, Provider: r.Provider},
 	}

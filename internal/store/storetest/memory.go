@@ -172,7 +172,7 @@ func (m *Memory) Commit(ctx context.Context, c store.Commit) (int64, error) {
 		return 0, err
 	}
 	for _, d := range c.Spend {
-		if c.MaxRuns > 0 && d.Runs > 0 && m.d.days[d.Day].Runs > c.MaxRuns-d.Runs {
+		if c.Limits.Refuse(d, m.d.days[d.Day]) {
 			return 0, store.ErrBudget
 		}
 	}

@@ -13,7 +13,7 @@ import (
 func (k *kit) spend(town string, maxRuns int64, s ...store.DaySpend) error {
 	k.Helper()
 	c := k.next(town)
-	c.Spend, c.MaxRuns = s, maxRuns
+	c.Spend, c.Limits.Runs = s, maxRuns
 	_, err := k.Store.Commit(k.ctx, c)
 	return err
 }
@@ -73,7 +73,7 @@ func budgetTests() []conformanceTest {
 			var all sync.WaitGroup
 			for i := range towns {
 				c := k.next(fmt.Sprint("t", i))
-				c.Spend, c.MaxRuns = []store.DaySpend{{Day: "2026-03-01", Runs: 1, AwakeMS: 7}}, left
+				c.Spend, c.Limits.Runs = []store.DaySpend{{Day: "2026-03-01", Runs: 1, AwakeMS: 7}}, left
 				all.Go(func() { _, results[i] = k.Store.Commit(k.ctx, c) })
 			}
 			all.Wait()
@@ -90,6 +90,7 @@ func budgetTests() []conformanceTest {
 			k.ok(k.spend("t0", left, store.DaySpend{Day: "2026-03-02", Runs: left}))
 			k.ok(k.spend("t0", left+1, store.DaySpend{Day: "2026-03-01", Runs: 1}))
 		}},
+		{"no more is granted on a day than is left", grantedOnADay},
 		{"towns in which work waits for a budget are found", func(k *kit) {
 			for _, id := range []string{"b", "a", "c"} {
 				k.create(id)
@@ -108,4 +109,43 @@ func budgetTests() []conformanceTest {
 			k.same("found", ids(found), "b d")
 		}},
 	}
+}
+
+func grantedOnADay(k *kit) {
+	const towns, day = 8, "2026-03-01"
+	for i := range towns {
+		k.create(fmt.Sprint("t", i))
+	}
+	results := make([]error, towns)
+	var all sync.WaitGroup
+	for i := range towns {
+		c := k.next(fmt.Sprint("t", i))
+		c.Spend, c.Limits = []store.DaySpend{{Day: day, GrantedTokens: 30, GrantedCost: 1}}, store.DayLimits{Tokens: 100, Cost: 1000}
+		all.Go(func() { _, results[i] = k.Store.Commit(k.ctx, c) })
+	}
+	all.Wait()
+	good := int64(0)
+	for i, err := range results {
+		if err == nil {
+			good++
+		} else if !errors.Is(err, store.ErrBudget) {
+			k.Errorf("town %d: %v", i, err)
+		}
+	}
+	k.same("blocks", good, int64(3))
+	k.same("totals", k.days(""), []store.DaySpend{{Day: day, GrantedTokens: 90, GrantedCost: 3}})
+	grant := func(limits store.DayLimits, d store.DaySpend) error {
+		c := k.next("t0")
+		c.Spend, c.Limits = []store.DaySpend{d}, limits
+		_, err := k.Store.Commit(k.ctx, c)
+		return err
+	}
+	full := store.DayLimits{Tokens: 100}
+	k.same("too much", errors.Is(grant(full, store.DaySpend{Day: day, GrantedTokens: 11}), store.ErrBudget), true)
+	k.same("too dear", errors.Is(grant(store.DayLimits{Cost: 3}, store.DaySpend{Day: day, GrantedCost: 1}), store.ErrBudget), true)
+	k.ok(grant(full, store.DaySpend{Day: day, Tokens: 500, GrantedTokens: -30})) // what was spent can't be refused
+	k.same("after it", errors.Is(grant(full, store.DaySpend{Day: day, GrantedTokens: 1}), store.ErrBudget), true)
+	k.ok(grant(full, store.DaySpend{Day: day, GrantedTokens: -1000}))
+	k.ok(grant(full, store.DaySpend{Day: "2026-03-02", GrantedTokens: -5, GrantedCost: 7}))
+	k.same("not below nothing", k.days(""), []store.DaySpend{{Day: day, Tokens: 500, GrantedCost: 3}, {Day: "2026-03-02", GrantedCost: 7}})
 }
