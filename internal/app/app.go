@@ -41,6 +41,7 @@ import (
 	"gastown/internal/gateway"
 	"gastown/internal/git/hub"
 	"gastown/internal/hall"
+	"gastown/internal/scrub"
 	"gastown/internal/server"
 	"gastown/internal/store"
 	"gastown/internal/town"
@@ -93,8 +94,9 @@ type App struct {
 	listen  net.Listener // for people
 	inside  net.Listener // for sandboxes
 	driver  driver
-	boxed   bool // the driver closes sandboxes in on this machine,
-	nests   bool // and in them agents from each other and the runner
+	known   *scrub.Set // the secrets of the vault, for what leaves
+	boxed   bool       // the driver closes sandboxes in on this machine,
+	nests   bool       // and in them agents from each other and the runner
 	gate    gate
 	url     string
 	created bool
@@ -135,7 +137,9 @@ func Open(ctx context.Context, cfg Config) (_ *App, err error) {
 		}
 		cfg.Settings["notify.command"] = "true"
 	}
-	a := &App{cfg: cfg, log: cfg.Log, started: time.Now(), failed: make(chan error, 1)}
+	known := &scrub.Set{}
+	cfg.Log = slog.New(scrub.NewHandler(known, cfg.Log.Handler()))
+	a := &App{cfg: cfg, log: cfg.Log, known: known, started: time.Now(), failed: make(chan error, 1)}
 	defer func() {
 		if err == nil {
 			return
@@ -181,6 +185,9 @@ func (a *App) open(ctx context.Context) (err error) {
 		return err
 	}
 	if p.vault, err = vault.OpenWith(filepath.Join(a.dir, vaultDir), a.cfg.KeyFile); err != nil {
+		return err
+	}
+	if err = a.learn(p.vault); err != nil {
 		return err
 	}
 	if p.hub, err = hub.Open(filepath.Join(a.dir, hubDir), p.vault, a.log); err != nil {
@@ -265,6 +272,7 @@ func (p *parts) wire() error {
 		return err
 	}
 	a.created = a.created || created
+	a.known.Put("admin", token)
 	presets, err := agent.LoadPresets(a.cfg.PresetDir)
 	if err != nil {
 		return err
@@ -277,7 +285,7 @@ func (p *parts) wire() error {
 	boot := strings.ToLower(rand.Text()[:16])
 	outside := &hall.Outside{
 		Driver: a.driver, Hub: p.hub, Vault: p.vault, Tokens: tokens{signer},
-		Notifier: a.messenger(p.vault),
+		Notifier: discreet{a.messenger(p.vault), a.known},
 		Runner:   func(hall.TownRef, int64) (command, env []string) { return a.runner(program) },
 	}
 	p.offers = &offers{presets: presets, providers: gateway.NewProviders(p.vault), driver: a.cfg.driver(),
@@ -288,7 +296,7 @@ func (p *parts) wire() error {
 		Driver: a.driver, Hub: p.hub, Log: a.log,
 	})
 	p.server, err = server.New(server.Config{
-		Hall: p.hall, Store: p.store, Hub: p.hub, Secrets: p.vault, Signer: signer, Presets: presets,
+		Hall: p.hall, Store: p.store, Hub: p.hub, Secrets: learning{p.vault, a.known}, Scrub: a.known, Signer: signer, Presets: presets,
 		Info: server.Info{Version: a.cfg.Version, Boot: boot, StartedAt: a.started, Data: a.dir, Driver: a.cfg.driver(),
 			Isolation: a.driver.Isolation(), Listen: a.url, MaxAwake: limits.MaxAwake},
 		AdminToken: token,

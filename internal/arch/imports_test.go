@@ -20,7 +20,7 @@ var mayImport = map[string][]string{
 	"internal/gateway":        {"internal/errs", "internal/git", "internal/api", "internal/gateway"},
 	"internal/agent":          {"internal/errs", "internal/api", "internal/agent"},
 	"internal/agent/scripted": {},
-	"internal/runner":         {"internal/errs", "internal/town", "internal/agent", "internal/git", "internal/runner"},
+	"internal/runner":         {"internal/errs", "internal/town", "internal/agent", "internal/git", "internal/runner", "internal/scrub"},
 	"internal/runner/wire":    {"internal/town"},
 	"internal/hall":           {"internal/errs", "internal/town", "internal/store", "internal/sandbox", "internal/git/hub"},
 	"internal/client":         {"internal/errs", "internal/api"},

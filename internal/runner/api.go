@@ -18,6 +18,7 @@ import (
 
 	"gastown/internal/errs"
 	"gastown/internal/runner/wire"
+	"gastown/internal/scrub"
 	"gastown/internal/town"
 )
 
@@ -36,6 +37,8 @@ type api struct {
 
 	heard atomic.Int64 // of a usable answer, on the monotonic clock since begin
 	begin time.Time
+
+	scrub *scrub.Set // what may not leave in a message
 
 	mu    sync.Mutex // guards token
 	token string
@@ -68,7 +71,8 @@ func newAPI(server, token string) (*api, error) {
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/")
 	u.RawQuery, u.Fragment = "", ""
-	a := &api{base: u, transport: tr, hc: &http.Client{Transport: tr}, token: token, begin: time.Now()}
+	a := &api{base: u, transport: tr, hc: &http.Client{Transport: tr}, token: token, begin: time.Now(), scrub: &scrub.Set{}}
+	a.scrub.Put("token", token)
 	return a, nil
 }
 
@@ -82,6 +86,7 @@ func (a *api) setToken(t string) {
 	if t == "" {
 		return
 	}
+	a.scrub.Put("token", t)
 	a.mu.Lock()
 	a.token = t
 	a.mu.Unlock()
@@ -215,7 +220,7 @@ func (a *api) call(ctx context.Context, method, path string, query url.Values, i
 		if err != nil {
 			return errs.Wrap(errs.Internal, err, "encoding a message")
 		}
-		body = b
+		body = a.scrub.JSON(b)
 	}
 	ans, err := a.send(ctx, method, path, query, body)
 	if err != nil {

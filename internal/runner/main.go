@@ -13,6 +13,7 @@ import (
 	"gastown/internal/errs"
 	"gastown/internal/git"
 	"gastown/internal/runner/apart"
+	"gastown/internal/scrub"
 	"gastown/internal/town"
 )
 
@@ -81,6 +82,7 @@ func Main(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	cfg.Log = slog.New(scrub.NewHandler(a.scrub, cfg.Log.Handler()))
 	g, err := git.New()
 	if err != nil {
 		return err
@@ -154,6 +156,8 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 		return nil, errors.Join(err, r.outbox.close())
 	}
 	r.transcripts = newTranscripts(r.log, time.Now)
+	r.transcripts.scrub = a.scrub
+	a.scrub.Put("runner", r.loopback.secret)
 	r.rigs = newRigs(r.dir("rigs"), g, hubAccess{base: r.loopback.base + "/git/" + ownEndpoint, secret: r.loopback.secret})
 	r.spares = newSpares(r.dir("spare"))
 	r.base, r.stop = context.WithCancel(context.Background())

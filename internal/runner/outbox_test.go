@@ -3,6 +3,7 @@ package runner
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -283,11 +284,11 @@ func TestTranscripts(t *testing.T) {
 		var got []wire.TranscriptItem
 		play(t, func(tr *transcripts) {
 			tr.add(lane{"a", 1}, say("he"))
-			tr.add(lane{"a", 1}, say("llo"))
-			tr.add(lane{"b", 1}, say("x"))
-			tr.add(lane{"a", 1}, say("!"))
+			tr.add(lane{"a", 1}, say("llo "))
+			tr.add(lane{"b", 1}, say("x "))
+			tr.add(lane{"a", 1}, say("! "))
 		}, func(items []wire.TranscriptItem) error { got = append(got, items...); return nil })
-		if len(got) != 3 || got[0].Seq != 1 || got[1].Seq != 1 || got[2].Seq != 2 || string(got[0].Body) != `{"kind":"message","text":"hello"}` {
+		if len(got) != 3 || got[0].Seq != 1 || got[1].Seq != 1 || got[2].Seq != 2 || string(got[0].Body) != `{"kind":"message","text":"hello "}` {
 			t.Errorf("%+v %s", got, got[0].Body)
 		}
 	})
@@ -304,6 +305,29 @@ func TestTranscripts(t *testing.T) {
 			t.Errorf("%v", seqs)
 		}
 	})
+	t.Run("a secret that pieces share is found, and the last word comes soon", func(t *testing.T) {
+		var got []wire.TranscriptItem
+		play(t, func(tr *transcripts) {
+			tr.scrub.Put("x", "sesame-open-the-door")
+			for _, s := range []string{"it is sesa", "me-open-", "the-door", " now"} {
+				tr.add(lane{"a", 1}, say(s))
+				time.Sleep(time.Second) // of virtual time: each piece is sent by itself
+			}
+			tr.add(lane{"b", 1}, say("end"))
+			tr.add(lane{"b", 1}, agent.Event{Kind: agent.KindLifecycle, Status: "turn_ended"})
+		}, func(items []wire.TranscriptItem) error { got = append(got, items...); return nil })
+		var text strings.Builder
+		for _, i := range got {
+			var e agent.Event
+			if err := json.Unmarshal(i.Body, &e); err != nil {
+				t.Fatal(err)
+			}
+			text.WriteString(i.Run + ":" + e.Text + e.Status + "|")
+		}
+		if want := "a:it is |a:******** |b:end|b:turn_ended|a:now|"; text.String() != want {
+			t.Errorf("%s, want %s", text.String(), want)
+		}
+	})
 	t.Run("past the cap the loss itself is an event", func(t *testing.T) {
 		tr := newTranscripts(slog.New(slog.DiscardHandler), time.Now)
 		big := agent.Event{Kind: agent.KindToolUpdate, Text: string(make([]byte, 60<<10))}
@@ -316,7 +340,7 @@ func TestTranscripts(t *testing.T) {
 		for len(tr.batch()) > 0 {
 			tr.settle(false)
 		}
-		tr.add(lane{"a", 1}, say("after"))
+		tr.add(lane{"a", 1}, say("after "))
 		items := tr.batch()
 		if len(items) != 2 || items[0].Kind != string(agent.KindLifecycle) {
 			t.Errorf("%+v", items)

@@ -70,6 +70,7 @@ func (p *proxy) admit(name string, header http.Header, tell func(string)) *proxy
 	u.ctx, u.end = context.WithCancel(context.Background())
 	u.plain = &http.Transport{DisableKeepAlives: true, DisableCompression: true,
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return p.dial(ctx, u, addr) }}
+	p.api.scrub.Put("proxy "+name, u.secret)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.users[name] = u
@@ -84,6 +85,7 @@ func (p *proxy) expel(u *proxyUser) {
 	}
 	p.mu.Unlock()
 	u.end()
+	p.api.scrub.Put("proxy " + u.name)
 }
 
 // close expels all.

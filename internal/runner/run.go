@@ -204,6 +204,8 @@ func (n *run) story(status, text string) {
 func (n *run) main() {
 	defer close(n.done)
 	defer n.abandon()
+	n.r.api.scrub.Put(n.key.id, n.secret)
+	defer n.r.api.scrub.Put(n.key.id)
 	n.r.loopback.admit(n.tenant)
 	if n.r.needsProxy(n.want.AllowHosts) {
 		n.guest = n.r.loopback.proxy.admitRun(n.key.id, n.key.epoch, func(text string) {

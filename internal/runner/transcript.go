@@ -12,20 +12,23 @@ import (
 	"gastown/internal/agent"
 	"gastown/internal/errs"
 	"gastown/internal/runner/wire"
+	"gastown/internal/scrub"
 )
 
 const (
-	maxTranscript      = 8 << 20   // bytes of events that wait for the server
-	maxTranscriptBatch = 256 << 10 // bytes per call
-	maxMerged          = 8 << 10   // bytes up to which pieces of one text become one event
+	maxTranscript      = 8 << 20         // bytes of events that wait for the server
+	maxTranscriptBatch = 256 << 10       // bytes per call
+	heldFor            = 3 * time.Second // for the rest of a word to come
+	maxMerged          = 8 << 10         // bytes up to which pieces of one text become one event
 )
 
 // transcripts gathers the events of all runs and delivers them. Memory is
 // bounded: past the cap events are dropped and the loss itself is an event.
 type transcripts struct {
-	log  *slog.Logger
-	now  func() time.Time
-	wake chan struct{}
+	log   *slog.Logger
+	now   func() time.Time
+	wake  chan struct{}
+	scrub *scrub.Set // knows what no two pieces of a text may share
 
 	mu    sync.Mutex // guards the fields below
 	items []pending  // not acknowledged
@@ -43,6 +46,14 @@ type lane struct {
 type laneState struct {
 	seq  int64
 	lost int
+	said map[agent.Kind]*said // texts that come in pieces
+}
+
+// said is a text of which the last word may go on.
+type said struct {
+	text *scrub.Stream
+	tell *time.Timer // tells the rest when nothing follows
+	last agent.Event // its newest piece
 }
 
 // pending is an event that is encoded only when it is sent, so that the pieces
@@ -56,7 +67,7 @@ type pending struct {
 }
 
 func newTranscripts(log *slog.Logger, now func() time.Time) *transcripts {
-	return &transcripts{log: log, now: now, wake: make(chan struct{}, 1), lanes: map[lane]*laneState{}}
+	return &transcripts{log: log, now: now, scrub: &scrub.Set{}, wake: make(chan struct{}, 1), lanes: map[lane]*laneState{}}
 }
 
 // add queues an event of a run.
@@ -69,9 +80,58 @@ func (t *transcripts) add(l lane, e agent.Event) {
 	defer t.mu.Unlock()
 	st := t.lanes[l]
 	if st == nil {
-		st = &laneState{}
+		st = &laneState{said: map[agent.Kind]*said{}}
 		t.lanes[l] = st
 	}
+	if e.Kind == agent.KindMessage || e.Kind == agent.KindThought {
+		if e, ok := t.piece(l, st, e); ok {
+			t.putLocked(l, st, e)
+		}
+		return
+	}
+	t.restLocked(l, st)
+	t.putLocked(l, st, e)
+}
+
+// piece takes a piece of a text and returns what of it can be told, with what was
+// held back before.
+func (t *transcripts) piece(l lane, st *laneState, e agent.Event) (agent.Event, bool) {
+	s := st.said[e.Kind]
+	if s == nil {
+		s = &said{text: t.scrub.Stream()}
+		s.tell = time.AfterFunc(heldFor, func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			if st.said[e.Kind] == s {
+				t.restLocked(l, st)
+			}
+		})
+		st.said[e.Kind] = s
+	}
+	s.tell.Reset(heldFor)
+	s.last = e
+	e.Text = s.text.Next(e.Text)
+	return e, e.Text != "" || e.Truncated
+}
+
+// restLocked tells what is held back: the texts are at their end.
+func (t *transcripts) restLocked(l lane, st *laneState) {
+	for _, kind := range []agent.Kind{agent.KindThought, agent.KindMessage} {
+		s := st.said[kind]
+		if s == nil {
+			continue
+		}
+		delete(st.said, kind)
+		s.tell.Stop()
+		if rest := s.text.Rest(); rest != "" {
+			e := s.last
+			e.Text, e.Size, e.Truncated = rest, 0, false
+			t.putLocked(l, st, e)
+		}
+	}
+}
+
+func (t *transcripts) putLocked(l lane, st *laneState, e agent.Event) {
 	if st.lost == 0 && t.mergeLocked(l, e) {
 		return
 	}

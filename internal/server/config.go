@@ -14,6 +14,7 @@ import (
 	"gastown/internal/gateway"
 	"gastown/internal/git/hub"
 	"gastown/internal/hall"
+	"gastown/internal/scrub"
 	"gastown/internal/store"
 	"gastown/internal/town"
 )
@@ -124,6 +125,8 @@ type Config struct {
 	Dialer  *gateway.Dialer
 	TLSCert string // files; both or none
 	TLSKey  string
-	Log     *slog.Logger // may be nil
-	Now     func() time.Time
+	// Scrub takes secrets out of what sandboxes say and of the texts of errors; may be nil.
+	Scrub *scrub.Set
+	Log   *slog.Logger // may be nil
+	Now   func() time.Time
 }

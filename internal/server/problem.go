@@ -44,6 +44,12 @@ func (p *problem) ContentType(string) string { return api.ProblemType }
 // toProblem turns any error into a problem. The text of an internal error stays
 // in the log: it may name files and queries.
 func (s *Server) toProblem(err error) *problem {
+	p := *s.asProblem(err)
+	p.Detail, p.Hint = s.cfg.Scrub.Text(p.Detail), s.cfg.Scrub.Text(p.Hint)
+	return &p
+}
+
+func (s *Server) asProblem(err error) *problem {
 	var p *problem
 	if errors.As(err, &p) {
 		return p

@@ -35,6 +35,8 @@ func (s *Server) registerRunner() {
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			c, err := s.sandbox(w, r)
 			if err == nil {
+				said := callOf(r.Context())
+				said.body = s.cfg.Scrub.JSON(said.body)
 				err = h(c)
 			}
 			if err != nil {
