@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,42 +17,24 @@ import (
 	"gastown/internal/errs"
 )
 
-// Agent is a running agent; see Session for what its methods promise.
+// Agent is a session of a running agent; see Session for what its methods promise.
 type Agent struct {
-	spec   Spec
-	redact redactor
-	conn   *acp.Connection
-
-	cmd     *exec.Cmd
-	pid     int
-	cookie  string
-	spawned time.Time
-	stdin   *os.File
-	stdout  *os.File
-	stderr  *os.File
-	tail    tailBuffer
-	readers sync.WaitGroup
-	strays  []int // descendants seen by Close, where the cookie can't find them
+	*process
+	spec Spec
 
 	session   acp.SessionId
 	replaying atomic.Bool
-	broken    atomic.Bool   // a write to the agent failed
-	asked     chan struct{} // one token per request of the agent that is not answered
-	ended     chan struct{} // closed when the process has ended
-	done      chan struct{} // closed when everything is gone
-	closeOnce sync.Once
-
-	groupMu sync.Mutex // guards reaped and strays: signals go out only while the pid is ours
-	reaped  bool
+	gone      chan struct{} // closed when the session is over and nothing of it runs
+	goneOnce  sync.Once
 
 	emitMu sync.Mutex // held while OnEvent runs: one event at a time
 
-	mu       sync.Mutex // guards the fields below
-	cause    error      // why the agent ended, without Close
-	closing  bool
-	leftover int
-	turn     *turn
+	turnMu sync.Mutex // guards the fields below
+	turn   *turn
+	left   bool // Close was called
 }
+
+func newAgent(spec Spec) *Agent { return &Agent{spec: spec, gone: make(chan struct{})} }
 
 var _ Session = (*Agent)(nil)
 
@@ -75,27 +56,15 @@ func Start(ctx context.Context, spec Spec) (*Agent, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
-	env, err := spec.environ()
+	a := newAgent(spec)
+	p, err := startProcess(ctx, spec, a, false)
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{
-		spec:   spec,
-		redact: newRedactor(spec.secrets()...),
-		asked:  make(chan struct{}, maxAsked),
-		ended:  make(chan struct{}),
-		done:   make(chan struct{}),
-	}
-	if err := a.spawn(env); err != nil {
-		return nil, err
-	}
-	a.dial()
-	go a.supervise()
-	a.lifecycle("spawned", fmt.Sprintf("pid %d", a.pid))
 	if step, err := a.open(ctx); err != nil {
-		a.fail(errors.New("it could not be started"))
-		<-a.done
-		return nil, a.startError(step, err)
+		p.fail(errors.New("it could not be started"))
+		<-p.done
+		return nil, p.startError(step, err)
 	}
 	return a, nil
 }
@@ -123,6 +92,9 @@ func (s Spec) secrets() []string {
 	if s.Model != nil {
 		out = append(out, s.Model.Key)
 	}
+	for _, m := range s.slots {
+		out = append(out, m.Key)
+	}
 	for _, m := range s.MCP {
 		for _, v := range m.Headers {
 			out = append(out, v)
@@ -134,27 +106,44 @@ func (s Spec) secrets() []string {
 	return out
 }
 
-// open runs the handshake; step names where it failed.
-func (a *Agent) open(ctx context.Context) (step string, err error) {
-	p := a.spec.Preset
-	initTimeout, sessionTimeout := orDefault(p.InitTimeout, 30*time.Second), orDefault(p.SessionTimeout, 60*time.Second)
-	res, err := call[acp.InitializeResponse](ctx, a, acp.AgentMethodInitialize, initTimeout, acp.InitializeRequest{
+// initialize runs the handshake.
+func (a *process) initialize(ctx context.Context) error {
+	limit := orDefault(a.spec.Preset.InitTimeout, 30*time.Second)
+	res, err := call[acp.InitializeResponse](ctx, a, acp.AgentMethodInitialize, limit, acp.InitializeRequest{
 		ProtocolVersion: acp.ProtocolVersionNumber,
 		ClientInfo:      &acp.Implementation{Name: "gastown", Version: "1"},
 	})
-	if err != nil {
-		return "initialize", err
+	switch {
+	case err != nil:
+		return err
+	case res.ProtocolVersion != acp.ProtocolVersionNumber:
+		return fmt.Errorf("the agent speaks version %d of the protocol, we speak %d", res.ProtocolVersion, acp.ProtocolVersionNumber)
+	case len(a.spec.MCP) > 0 && !res.AgentCapabilities.McpCapabilities.Http:
+		return errors.New("the agent can't use tool servers over HTTP")
 	}
-	if res.ProtocolVersion != acp.ProtocolVersionNumber {
-		return "initialize", fmt.Errorf("the agent speaks version %d of the protocol, we speak %d", res.ProtocolVersion, acp.ProtocolVersionNumber)
-	}
-	if len(a.spec.MCP) > 0 && !res.AgentCapabilities.McpCapabilities.Http {
-		return "initialize", errors.New("the agent can't use tool servers over HTTP")
-	}
-	if step, err := a.openSession(ctx, res.AgentCapabilities.LoadSession, sessionTimeout); err != nil || p.Mode == "" {
+	a.canLoad, a.canClose = res.AgentCapabilities.LoadSession, res.AgentCapabilities.SessionCapabilities.Close != nil
+	return nil
+}
+
+// open opens the session; step names where it failed.
+func (a *Agent) open(ctx context.Context) (step string, err error) {
+	p := a.spec.Preset
+	timeout := orDefault(p.SessionTimeout, 60*time.Second)
+	if step, err := a.openSession(ctx, a.canLoad, timeout); err != nil {
 		return step, err
 	}
-	_, err = call[acp.SetSessionModeResponse](ctx, a, acp.AgentMethodSessionSetMode, sessionTimeout, acp.SetSessionModeRequest{
+	a.members.opened(a)
+	if model := a.spec.sessionModel; model != "" {
+		_, err = call[acp.UnstableSetSessionModelResponse](ctx, a.process, acp.AgentMethodSessionSetModel, timeout,
+			acp.UnstableSetSessionModelRequest{SessionId: a.session, ModelId: acp.UnstableModelId(model)})
+		if err != nil {
+			return "session/set_model", err
+		}
+	}
+	if p.Mode == "" {
+		return "", nil
+	}
+	_, err = call[acp.SetSessionModeResponse](ctx, a.process, acp.AgentMethodSessionSetMode, timeout, acp.SetSessionModeRequest{
 		SessionId: a.session, ModeId: acp.SessionModeId(p.Mode),
 	})
 	return "session/set_mode", err
@@ -169,7 +158,7 @@ func (a *Agent) openSession(ctx context.Context, canLoad bool, sessionTimeout ti
 			return "session/load", err
 		}
 	}
-	ns, err := call[acp.NewSessionResponse](ctx, a, acp.AgentMethodSessionNew, sessionTimeout, acp.NewSessionRequest{
+	ns, err := call[acp.NewSessionResponse](ctx, a.process, acp.AgentMethodSessionNew, sessionTimeout, acp.NewSessionRequest{
 		Cwd: a.spec.Dir, McpServers: a.spec.mcpServers(),
 	})
 	if err != nil {
@@ -187,7 +176,7 @@ func (a *Agent) openSession(ctx context.Context, canLoad bool, sessionTimeout ti
 func (a *Agent) load(ctx context.Context, timeout time.Duration) (bool, error) {
 	a.replaying.Store(true)
 	defer a.replaying.Store(false)
-	_, err := call[acp.LoadSessionResponse](ctx, a, acp.AgentMethodSessionLoad, timeout, acp.LoadSessionRequest{
+	_, err := call[acp.LoadSessionResponse](ctx, a.process, acp.AgentMethodSessionLoad, timeout, acp.LoadSessionRequest{
 		SessionId: acp.SessionId(a.spec.LoadSession), Cwd: a.spec.Dir, McpServers: a.spec.mcpServers(),
 	})
 	var refused *TurnError
@@ -226,7 +215,7 @@ func orDefault(d, def time.Duration) time.Duration {
 // authRequired is the protocol's error code for "log in first".
 const authRequired = -32000
 
-func (a *Agent) startError(step string, err error) error {
+func (a *process) startError(step string, err error) error {
 	kind := errs.Unavailable
 	var te *TurnError
 	if errors.As(err, &te) && te.Code == authRequired {
@@ -245,7 +234,7 @@ func (a *Agent) emit(e Event) {
 	if a.spec.OnEvent == nil {
 		return
 	}
-	e = a.redact.event(e).capped()
+	e = a.members.redactor().event(e).capped()
 	a.emitMu.Lock()
 	defer a.emitMu.Unlock()
 	a.spec.OnEvent(e)
@@ -256,10 +245,26 @@ func (a *Agent) lifecycle(status, text string) {
 }
 
 // Done implements Session.
-func (a *Agent) Done() <-chan struct{} { return a.done }
+func (a *Agent) Done() <-chan struct{} { return a.gone }
 
 // Err implements Session.
 func (a *Agent) Err() error {
+	select {
+	case <-a.gone:
+	default:
+		return nil
+	}
+	a.turnMu.Lock()
+	left := a.left
+	a.turnMu.Unlock()
+	if left && a.shared {
+		return nil
+	}
+	return a.process.err()
+}
+
+// err says why the process ended: nil while it runs or when it was closed.
+func (a *process) err() error {
 	select {
 	case <-a.done:
 	default:
@@ -278,8 +283,8 @@ func (a *Agent) Err() error {
 }
 
 // endedError is Err, or that Close ended it.
-func (a *Agent) endedError() error {
-	if err := a.Err(); err != nil {
+func (a *process) endedError() error {
+	if err := a.err(); err != nil {
 		return err
 	}
 	return errs.New(errs.Unavailable, "agent %s was closed", a.spec.Preset.Name)

@@ -29,7 +29,7 @@ const (
 // dial lays the protocol over the agent's pipes. The library handles requests
 // and responses; session/update never reaches it, because its queue of
 // notifications is short and closes the connection when it is full.
-func (a *Agent) dial() {
+func (a *process) dial() {
 	pr, pw := io.Pipe()
 	a.conn = acp.NewConnection(a.serve, stdinWriter{a}, pr)
 	a.conn.SetLogger(slog.New(slog.DiscardHandler))
@@ -44,7 +44,7 @@ func (a *Agent) dial() {
 
 // pump reads the agent's stdout until its end: updates become events, the rest
 // goes to the library. It returns nil at a plain end.
-func (a *Agent) pump(to io.Writer) error {
+func (a *process) pump(to io.Writer) error {
 	br := bufio.NewReaderSize(a.stdout, 64<<10)
 	for {
 		line, err := readLine(br, maxLine)
@@ -62,22 +62,20 @@ func (a *Agent) pump(to io.Writer) error {
 	}
 }
 
-func (a *Agent) line(line []byte, to io.Writer) error {
+func (a *process) line(line []byte, to io.Writer) error {
 	var m struct {
 		ID     json.RawMessage `json:"id"`
 		Method string          `json:"method"`
 		Params json.RawMessage `json:"params"`
 	}
 	if json.Unmarshal(line, &m) != nil {
-		a.emit(Event{Kind: KindNoise, Text: string(line)})
+		a.tellAll(Event{Kind: KindNoise, Text: string(line)})
 		return nil
 	}
 	hasID := len(m.ID) > 0 && string(m.ID) != "null"
 	switch {
 	case m.Method == acp.ClientMethodSessionUpdate && !hasID:
-		e := updateEvent(m.Params)
-		e.Replayed = a.replaying.Load()
-		a.emit(e)
+		a.update(m.Params)
 		return nil
 	case m.Method != "" && !hasID, m.Method == "" && !hasID:
 		return nil // other notifications say nothing that we use
@@ -92,6 +90,18 @@ func (a *Agent) line(line []byte, to io.Writer) error {
 		return fmt.Errorf("hand a message on: %w", err)
 	}
 	return nil
+}
+
+// update hands an update to its session. One for a session that was closed is
+// dropped: its run is over.
+func (a *process) update(params json.RawMessage) {
+	id, e := updateEvent(params)
+	m := a.members.of(acp.SessionId(id), !a.shared)
+	if m == nil {
+		return
+	}
+	e.Replayed = m.replaying.Load()
+	m.emit(e)
 }
 
 // readLine returns the next line without its end. A line longer than limit is
@@ -113,7 +123,7 @@ func readLine(br *bufio.Reader, limit int) ([]byte, error) {
 
 // stdinWriter writes protocol messages to the agent. A failed write ends the
 // agent: half a message can't be taken back.
-type stdinWriter struct{ a *Agent }
+type stdinWriter struct{ a *process }
 
 func (w stdinWriter) Write(p []byte) (int, error) {
 	// Where deadlines aren't supported the write itself still fails when the agent is gone.
@@ -142,7 +152,7 @@ func (w stdinWriter) Write(p []byte) (int, error) {
 
 // ending reports whether the agent can't be spoken to any more, so that its
 // process ends soon.
-func (a *Agent) ending() bool {
+func (a *process) ending() bool {
 	select {
 	case <-a.conn.Done():
 		return true
@@ -152,15 +162,19 @@ func (a *Agent) ending() bool {
 }
 
 // serve answers the agent's requests.
-func (a *Agent) serve(_ context.Context, method string, params json.RawMessage) (any, *acp.RequestError) {
+func (a *process) serve(_ context.Context, method string, params json.RawMessage) (any, *acp.RequestError) {
 	if method == acp.ClientMethodSessionRequestPermission {
 		var req acp.RequestPermissionRequest
 		if err := json.Unmarshal(params, &req); err != nil {
 			return nil, acp.NewInvalidParams(map[string]any{"error": err.Error()})
 		}
-		return a.permission(req, params), nil
+		m := a.members.of(req.SessionId, !a.shared)
+		if m == nil {
+			return acp.RequestPermissionResponse{Outcome: acp.NewRequestPermissionOutcomeCancelled()}, nil
+		}
+		return m.permission(req, params), nil
 	}
-	a.lifecycle("not_offered", "the agent asked for "+clip(method, 128)+", which is not offered")
+	a.tellAll(Event{Kind: KindLifecycle, Status: "not_offered", Text: "the agent asked for " + clip(method, 128) + ", which is not offered"})
 	return nil, acp.NewMethodNotFound(method)
 }
 
@@ -225,7 +239,7 @@ func (e *TurnError) Error() string {
 
 // requestError takes the library's error apart, secrets removed. Its text is
 // never matched: only whether the agent answered one.
-func (a *Agent) requestError(err error) error {
+func (a *process) requestError(err error) error {
 	var re *acp.RequestError
 	if !errors.As(err, &re) {
 		return err
@@ -233,15 +247,15 @@ func (a *Agent) requestError(err error) error {
 	data := ""
 	if re.Data != nil {
 		if b, merr := json.Marshal(re.Data); merr == nil {
-			data = clip(a.redact.text(string(b)), 4096)
+			data = clip(a.members.redactor().text(string(b)), 4096)
 		}
 	}
-	return &TurnError{Code: re.Code, Message: clip(a.redact.text(re.Message), 1024), Data: data}
+	return &TurnError{Code: re.Code, Message: clip(a.members.redactor().text(re.Message), 1024), Data: data}
 }
 
 // call makes one request with its own deadline. When the agent ended
 // meanwhile, the error is why.
-func call[T any](ctx context.Context, a *Agent, method string, limit time.Duration, params any) (T, error) {
+func call[T any](ctx context.Context, a *process, method string, limit time.Duration, params any) (T, error) {
 	timed, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	res, err := acp.SendRequest[T](a.conn, timed, method, params)

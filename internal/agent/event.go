@@ -41,6 +41,9 @@ type Event struct {
 	Size int `json:"size,omitempty"`
 	// Truncated says that Text was cut or Raw left out.
 	Truncated bool `json:"truncated,omitempty"`
+	// Shared says that the event is of a process that serves other sessions, too,
+	// each of which has it.
+	Shared bool `json:"shared,omitempty"`
 	// Replayed says that the event repeats history while a session is loaded.
 	Replayed bool `json:"replayed,omitempty"`
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"text/template"
 
@@ -36,29 +37,78 @@ func (c ModelConfig) check() error {
 	if err := checkEnv("model.env", c.Env); err != nil {
 		return err
 	}
-	_, err := c.render(Model{Provider: "p", BaseURL: "http://127.0.0.1", Key: "k", Name: "m"})
+	m := Model{Provider: "p", BaseURL: "http://127.0.0.1", Key: "k", Name: "m"}
+	if _, err := c.render(Spec{Model: &m}); err != nil {
+		return err
+	}
+	if c.SessionModel == "" {
+		return nil
+	}
+	_, err := c.sessionModel(Slot{ID: "s", Model: m})
 	return err
 }
 
-// render returns the variables that tell the agent about m, in order.
-func (c ModelConfig) render(m Model) ([]string, error) {
+// Slot is a model under the name that the agent's configuration has for it.
+type Slot struct {
+	ID string // gastown, or gastown-1 and so on in a shared process
+	Model
+}
+
+// modelView is what the templates of a preset see.
+type modelView struct {
+	Model
+	Slots []Slot
+}
+
+// slot is the place i of the process.
+func (s Spec) slot(i int) Slot {
+	if len(s.slots) == 0 {
+		return Slot{ID: "gastown", Model: *s.Model}
+	}
+	return Slot{ID: "gastown-" + strconv.Itoa(i+1), Model: s.slots[i]}
+}
+
+func (s Spec) view() modelView {
+	v := modelView{Model: *s.Model}
+	for i := range max(1, len(s.slots)) {
+		v.Slots = append(v.Slots, s.slot(i))
+	}
+	return v
+}
+
+// sessionModel is the model that a session asks for to get a slot.
+func (c ModelConfig) sessionModel(s Slot) (string, error) {
+	return execute("model.session_model", c.SessionModel, s)
+}
+
+// render returns the variables that tell the agent about its models, in order.
+func (c ModelConfig) render(s Spec) ([]string, error) {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(c.Env)) {
+		text, err := execute("model.env."+k, c.Env[k], s.view())
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, k+"="+text)
+	}
+	return out, nil
+}
+
+// execute runs a template of a preset.
+func execute(key, text string, data any) (string, error) {
 	funcs := template.FuncMap{"json": func(s string) (string, error) {
 		b, err := json.Marshal(s)
 		return string(b), err
 	}}
-	var out []string
-	for _, k := range slices.Sorted(maps.Keys(c.Env)) {
-		t, err := template.New(k).Funcs(funcs).Option("missingkey=error").Parse(c.Env[k])
-		if err != nil {
-			return nil, fmt.Errorf("model.env.%s: %w", k, err)
-		}
-		w := &boundedBuilder{max: maxPresetFile}
-		if err := t.Execute(w, m); err != nil {
-			return nil, fmt.Errorf("model.env.%s: %w", k, err)
-		}
-		out = append(out, k+"="+w.b.String())
+	t, err := template.New(key).Funcs(funcs).Option("missingkey=error").Parse(text)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", key, err)
 	}
-	return out, nil
+	w := &boundedBuilder{max: maxPresetFile}
+	if err := t.Execute(w, data); err != nil {
+		return "", fmt.Errorf("%s: %w", key, err)
+	}
+	return w.b.String(), nil
 }
 
 // boundedBuilder keeps a template from producing text without end.
@@ -88,7 +138,7 @@ func (s Spec) environ() ([]string, error) {
 	}
 	maps.Copy(vars, s.Preset.Env)
 	if s.Model != nil && s.Preset.Model.Kind == ModelEnv {
-		add, err := s.Preset.Model.render(*s.Model)
+		add, err := s.Preset.Model.render(s)
 		if err != nil {
 			return nil, errs.Wrap(errs.Invalid, err, "preset %s", s.Preset.Name)
 		}

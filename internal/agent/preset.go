@@ -107,8 +107,12 @@ type ModelConfig struct {
 	// api.Wires; default "chat".
 	Wire string
 	// Env maps a variable to a text/template over Model, with the function
-	// json, which quotes a string as JSON.
+	// json, which quotes a string as JSON. Slots lists the models of all sessions
+	// that the process is to hold, each with an ID; in a process of one run it is one.
 	Env map[string]string
+	// SessionModel is a text/template over a Slot: the model that a session of a
+	// shared process chooses by session/set_model.
+	SessionModel string
 }
 
 // PermissionPolicy answers permission requests during unattended work.
@@ -152,6 +156,7 @@ type presetFile struct {
 		Kind          string            `toml:"kind"`
 		NeedsProvider bool              `toml:"needs_provider"`
 		Wire          string            `toml:"wire"`
+		SessionModel  string            `toml:"session_model"`
 		Env           map[string]string `toml:"env"`
 	} `toml:"model"`
 	Permissions map[string]string `toml:"permissions"`
@@ -270,7 +275,7 @@ func (f presetFile) preset() (Preset, error) {
 	p := Preset{
 		Name: f.Name, Summary: f.Summary, InstallHint: f.InstallHint,
 		Command: f.Command, Args: f.Args, Env: f.Env, Mode: f.Mode,
-		Model:       ModelConfig{Kind: f.Model.Kind, NeedsProvider: f.Model.NeedsProvider, Wire: cmp.Or(f.Model.Wire, api.WireChat), Env: f.Model.Env},
+		Model:       ModelConfig{Kind: f.Model.Kind, NeedsProvider: f.Model.NeedsProvider, Wire: cmp.Or(f.Model.Wire, api.WireChat), SessionModel: f.Model.SessionModel, Env: f.Model.Env},
 		Permissions: PermissionPolicy{Kinds: map[string]Decision{}},
 		Traits: Traits{VersionArgs: f.VersionArgs, SharedSessions: f.SharedSessions, ProcessPerRun: f.ProcessPerRun,
 			Resume: cmp.Or(f.Resume, ResumeSession), Usage: cmp.Or(f.Usage, UsageNone)},
@@ -297,6 +302,9 @@ func (f presetFile) preset() (Preset, error) {
 	}
 	if err := p.Model.check(); err != nil {
 		return p, err
+	}
+	if p.SharedSessions && p.Model.NeedsProvider && p.Model.SessionModel == "" {
+		return p, errors.New("shared_sessions: model.session_model must say how a session of a shared process names its own model")
 	}
 	for _, t := range []struct {
 		key, text string

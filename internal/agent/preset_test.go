@@ -41,6 +41,71 @@ func TestBuiltInPresetsLoad(t *testing.T) {
 	}
 }
 
+// opencodeConfig is what a process of a spec reads.
+type opencodeConfig struct {
+	Model    string   `json:"model"`
+	Small    string   `json:"small_model"`
+	Share    string   `json:"share"`
+	Enabled  []string `json:"enabled_providers"`
+	Provider map[string]struct {
+		NPM     string            `json:"npm"`
+		Options map[string]string `json:"options"`
+		Models  map[string]any    `json:"models"`
+	} `json:"provider"`
+}
+
+func (c *opencodeConfig) read(t *testing.T, env []string) {
+	t.Helper()
+	for _, kv := range env {
+		if s, ok := strings.CutPrefix(kv, "OPENCODE_CONFIG_CONTENT="); ok {
+			if err := json.Unmarshal([]byte(s), c); err != nil {
+				t.Fatalf("%v in %s", err, s)
+			}
+		}
+	}
+}
+
+func TestASharedOpencodeHasAProviderPerSession(t *testing.T) {
+	t.Parallel()
+	ps, err := LoadPresets("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var slots []Model
+	for _, k := range []string{"one", "two", "three"} {
+		slots = append(slots, Model{Provider: `a "house"`, BaseURL: "http://127.0.0.1/" + k, Key: "key-" + k, Name: "vendor/m"})
+	}
+	h, err := NewHost(Spec{Preset: ps["opencode"], Dir: t.TempDir()}, slots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, err := h.base.environ()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg opencodeConfig
+	cfg.read(t, env)
+	if len(cfg.Provider) != 3 || len(cfg.Enabled) != 3 || cfg.Small != "" {
+		t.Errorf("%+v", cfg)
+	}
+	for i, m := range slots {
+		name, err := ps["opencode"].Model.sessionModel(h.base.slot(i))
+		id, model, _ := strings.Cut(name, "/")
+		p := cfg.Provider[id]
+		if err != nil || model != m.Name || p.Options["apiKey"] != m.Key || p.Options["baseURL"] != m.BaseURL || !slices.Contains(cfg.Enabled, id) {
+			t.Errorf("slot %d is %q, %v: %+v", i, name, err, p)
+		}
+	}
+	if got := h.base.secrets(); len(got) < 3 {
+		t.Errorf("of the keys only %d would be kept out of events", len(got))
+	}
+	own := ps["opencode"]
+	own.ProcessPerRun = true
+	if _, err := NewHost(Spec{Preset: own, Dir: t.TempDir()}, slots); !errs.Is(err, errs.Invalid) {
+		t.Errorf("a host for agents of one process per run: %v", err)
+	}
+}
+
 func TestOpencodeIsConfiguredByOneVariable(t *testing.T) {
 	t.Parallel()
 	ps, err := LoadPresets("")
@@ -52,25 +117,10 @@ func TestOpencodeIsConfiguredByOneVariable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var cfg struct {
-		Model    string `json:"model"`
-		Small    string `json:"small_model"`
-		Share    string `json:"share"`
-		Provider map[string]struct {
-			NPM     string            `json:"npm"`
-			Options map[string]string `json:"options"`
-			Models  map[string]any    `json:"models"`
-		} `json:"provider"`
-	}
-	for _, kv := range env {
-		if s, ok := strings.CutPrefix(kv, "OPENCODE_CONFIG_CONTENT="); ok {
-			if err := json.Unmarshal([]byte(s), &cfg); err != nil {
-				t.Fatalf("%v in %s", err, s)
-			}
-		}
-	}
+	var cfg opencodeConfig
+	cfg.read(t, env)
 	p := cfg.Provider["gastown"]
-	if cfg.Model != "gastown/"+m.Name || cfg.Small != cfg.Model || cfg.Share != "disabled" {
+	if cfg.Model != "gastown/"+m.Name || cfg.Small != "" || cfg.Share != "disabled" {
 		t.Errorf("model %q, small %q, share %q", cfg.Model, cfg.Small, cfg.Share)
 	}
 	if p.Options["apiKey"] != m.Key || p.Options["baseURL"] != m.BaseURL || p.Models[m.Name] == nil {

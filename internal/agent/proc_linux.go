@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +40,11 @@ func sweep(pgid int, cookie string, _ []int, timeout time.Duration) int {
 }
 
 func killMarked(pgid int, mark []byte) int {
+	return killIf(func(pid int) bool { return marked(pid, pgid, mark) })
+}
+
+// killIf kills the processes that are ours and returns how many there were.
+func killIf(ours func(pid int) bool) int {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0 // no /proc: the group was killed, more can't be known
@@ -45,7 +52,7 @@ func killMarked(pgid int, mark []byte) int {
 	n := 0
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || !marked(pid, pgid, mark) {
+		if err != nil || pid == os.Getpid() || !ours(pid) {
 			continue
 		}
 		// The handle is opened first and the mark read again, so that a pid
@@ -54,7 +61,7 @@ func killMarked(pgid int, mark []byte) int {
 		if err != nil {
 			continue
 		}
-		if marked(pid, pgid, mark) {
+		if ours(pid) {
 			n++
 			// Already gone is what we want.
 			_ = p.Kill()
@@ -63,6 +70,28 @@ func killMarked(pgid int, mark []byte) int {
 		_ = p.Release()
 	}
 	return n
+}
+
+// sweepDir kills what has the cookie and its working directory in dir, except
+// pid and what was given another user; it returns how many are left after timeout.
+func sweepDir(pid int, cookie, dir string, timeout time.Duration) int {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	mark := []byte(cookieVar + "=" + cookie)
+	deadline := time.Now().Add(timeout)
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		left := killIf(func(p int) bool { return p != pid && marked(p, -1, mark) && worksIn(p, dir) })
+		if left == 0 || time.Now().After(deadline) {
+			return left
+		}
+		time.Sleep(wait)
+	}
+}
+
+func worksIn(pid int, dir string) bool {
+	cwd, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd")
+	return err == nil && (cwd == dir || strings.HasPrefix(cwd, dir+"/"))
 }
 
 // marked reports whether a living process carries the mark. A zombie has no

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bufio"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -12,8 +13,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/coder/acp-go-sdk"
 
 	"gastown/internal/errs"
 )
@@ -29,8 +33,76 @@ const (
 	stderrTail  = 4 << 10
 )
 
+// process is a running agent with its sessions: one, or several of a Host.
+type process struct {
+	spec    Spec // what to start, and where
+	shared  bool // it is a Host's, and may have several sessions
+	members *members
+
+	conn    *acp.Connection
+	cmd     *exec.Cmd
+	pid     int
+	cookie  string
+	spawned time.Time
+	stdin   *os.File
+	stdout  *os.File
+	stderr  *os.File
+	tail    tailBuffer
+	readers sync.WaitGroup
+	strays  []int // descendants seen by close, where the cookie can't find them
+
+	canLoad, canClose bool          // what the agent said that it can
+	tired             atomic.Bool   // it should serve no more sessions
+	broken            atomic.Bool   // a write to the agent failed
+	asked             chan struct{} // one token per request of the agent that is not answered
+	ended             chan struct{} // closed when the process has ended
+	done              chan struct{} // closed when everything is gone
+	closeOnce         sync.Once
+
+	groupMu sync.Mutex // guards reaped and strays: signals go out only while the pid is ours
+	reaped  bool
+
+	mu       sync.Mutex // guards the fields below
+	cause    error      // why the agent ended, without close
+	closing  bool
+	leftover int
+}
+
+// startProcess spawns the agent of a spec, and initialises it.
+func startProcess(ctx context.Context, spec Spec, first *Agent, shared bool) (*process, error) {
+	env, err := spec.environ()
+	if err != nil {
+		return nil, err
+	}
+	p := &process{spec: spec, shared: shared, members: newMembers(first),
+		asked: make(chan struct{}, maxAsked), ended: make(chan struct{}), done: make(chan struct{})}
+	p.members.know(spec.secrets())
+	first.process = p
+	if err := p.spawn(env); err != nil {
+		return nil, err
+	}
+	p.dial()
+	go p.supervise()
+	p.tellAll(Event{Kind: KindLifecycle, Status: "spawned", Text: fmt.Sprintf("pid %d", p.pid)})
+	if err := p.initialize(ctx); err != nil {
+		p.fail(errors.New("it could not be started"))
+		<-p.done
+		return nil, p.startError("initialize", err)
+	}
+	return p, nil
+}
+
+// tellAll is an event of the process: each of its sessions has it.
+func (a *process) tellAll(e Event) {
+	all := a.members.all()
+	e.Shared = a.shared && len(all) > 1
+	for _, m := range all {
+		m.emit(e)
+	}
+}
+
 // spawn starts the process in its own group, with pipes.
-func (a *Agent) spawn(env []string) error {
+func (a *process) spawn(env []string) error {
 	p := a.spec.Preset
 	path, err := a.spec.commandPath(env)
 	if err != nil {
@@ -137,7 +209,7 @@ func executable(file string) bool {
 }
 
 // supervise waits for the process, then ends everything that it left.
-func (a *Agent) supervise() {
+func (a *process) supervise() {
 	awaitExit(a.pid) // where possible without freeing the pid, so that the group below is surely ours
 	close(a.ended)
 	a.signal(syscall.SIGKILL)
@@ -167,10 +239,15 @@ func (a *Agent) supervise() {
 	if a.cause == nil && !a.closing {
 		a.cause = exitProblem(werr, a.cmd.ProcessState)
 	}
+	a.tired.Store(true)
+	if n := len(a.members.all()); a.cause != nil && n > 1 {
+		a.cause = &SharedError{Sessions: n, Err: a.cause}
+	}
 	a.leftover = left
 	a.mu.Unlock()
-	a.lifecycle("exited", a.cmd.ProcessState.String())
+	a.tellAll(Event{Kind: KindLifecycle, Status: "exited", Text: a.cmd.ProcessState.String()})
 	close(a.done)
+	a.members.end()
 }
 
 func exitProblem(werr error, st *os.ProcessState) error {
@@ -185,7 +262,7 @@ func exitProblem(werr error, st *os.ProcessState) error {
 }
 
 // signal sends sig to the whole group, unless its id may belong to others by now.
-func (a *Agent) signal(sig syscall.Signal) {
+func (a *process) signal(sig syscall.Signal) {
 	a.groupMu.Lock()
 	defer a.groupMu.Unlock()
 	if !a.reaped {
@@ -195,7 +272,7 @@ func (a *Agent) signal(sig syscall.Signal) {
 }
 
 // fail records why the agent has to end, the first reason only, and kills it.
-func (a *Agent) fail(err error) {
+func (a *process) fail(err error) {
 	a.mu.Lock()
 	if a.cause == nil && !a.closing {
 		a.cause = err
@@ -205,7 +282,7 @@ func (a *Agent) fail(err error) {
 }
 
 // stdoutEnded: an agent that can't be heard any more has to end.
-func (a *Agent) stdoutEnded(err error) {
+func (a *process) stdoutEnded(err error) {
 	if err != nil {
 		a.fail(err)
 		return
@@ -215,13 +292,13 @@ func (a *Agent) stdoutEnded(err error) {
 
 // endSoon kills an agent that broke its connection, unless it ends by itself
 // within the grace; then its own exit is the reason.
-func (a *Agent) endSoon(why string) {
+func (a *process) endSoon(why string) {
 	t := time.AfterFunc(exitGrace, func() { a.fail(errors.New(why)) })
 	go func() { <-a.ended; t.Stop() }()
 }
 
-// Close implements Session.
-func (a *Agent) Close(grace time.Duration) error {
+// close closes the agent's stdin, sends SIGTERM and, after grace, SIGKILL.
+func (a *process) close(grace time.Duration) error {
 	a.closeOnce.Do(func() {
 		a.mu.Lock()
 		a.closing = true
@@ -252,18 +329,18 @@ func (a *Agent) Close(grace time.Duration) error {
 }
 
 // readStderr copies stderr to the spec's writer, to events and to the tail.
-func (a *Agent) readStderr() {
+func (a *process) readStderr() {
 	br := bufio.NewReaderSize(a.stderr, 64<<10)
 	for {
 		part, err := br.ReadSlice('\n')
 		if len(part) > 0 {
-			text := a.redact.text(string(part))
+			text := a.members.redactor().text(string(part))
 			if a.spec.Stderr != nil {
 				// The copy is for people; losing it must not stop the agent.
 				_, _ = io.WriteString(a.spec.Stderr, text)
 			}
 			a.tail.add(text)
-			a.emit(Event{Kind: KindStderr, Text: strings.TrimRight(text, "\r\n")})
+			a.tellAll(Event{Kind: KindStderr, Text: strings.TrimRight(text, "\r\n")})
 		}
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			return

@@ -88,6 +88,9 @@ type Spec struct {
 	// Start starts the agent's process, in place of cmd.Start: as another user, in a
 	// wrapper, with limits. It may be nil.
 	Start func(cmd *exec.Cmd) error
+	slots []Model // of a shared process
+	// sessionModel is the model that a session of a shared process chooses: its slot.
+	sessionModel string
 	// Sweep ends what the agent left where Start put it, and returns how many
 	// processes live after the timeout; nil: they are found by a mark.
 	Sweep func(timeout time.Duration) int

@@ -18,6 +18,7 @@ const cancelRepeat = 4 * time.Second
 // turn is a prompt in progress.
 type turn struct {
 	cancel chan struct{} // holds one token once a cancel was asked for
+	over   chan struct{} // closed when Prompt returns
 }
 
 type answer struct {
@@ -30,18 +31,15 @@ func (a *Agent) Prompt(ctx context.Context, text string) (StopReason, error) {
 	if err := ctx.Err(); err != nil {
 		return "", errs.Wrap(errs.Unavailable, err, "prompt")
 	}
-	t := &turn{cancel: make(chan struct{}, 1)}
-	a.mu.Lock()
-	if a.turn != nil {
-		a.mu.Unlock()
-		return "", errs.New(errs.Conflict, "agent %s: a turn is in progress", a.spec.Preset.Name)
+	t := &turn{cancel: make(chan struct{}, 1), over: make(chan struct{})}
+	if err := a.begin(t); err != nil {
+		return "", err
 	}
-	a.turn = t
-	a.mu.Unlock()
 	defer func() {
-		a.mu.Lock()
+		a.turnMu.Lock()
 		a.turn = nil
-		a.mu.Unlock()
+		a.turnMu.Unlock()
+		close(t.over)
 	}()
 
 	// The request outlives ctx, because the answer to a cancel belongs to it.
@@ -61,6 +59,19 @@ func (a *Agent) Prompt(ctx context.Context, text string) (StopReason, error) {
 	case <-t.cancel:
 	}
 	return a.cancelled(got)
+}
+
+func (a *Agent) begin(t *turn) error {
+	a.turnMu.Lock()
+	defer a.turnMu.Unlock()
+	switch {
+	case a.turn != nil:
+		return errs.New(errs.Conflict, "agent %s: a turn is in progress", a.spec.Preset.Name)
+	case a.left && a.shared:
+		return errs.New(errs.Unavailable, "agent %s: the session was closed", a.spec.Preset.Name)
+	}
+	a.turn = t
+	return nil
 }
 
 // cancelled asks the agent to end the turn until it does or time is up.
@@ -107,20 +118,26 @@ func (a *Agent) turnEnd(r answer) (StopReason, error) {
 // Cancel implements Session. Without a turn in progress it does nothing.
 func (a *Agent) Cancel(ctx context.Context) error {
 	select {
-	case <-a.done:
+	case <-a.gone:
 		return a.endedError()
 	default:
 	}
 	if err := ctx.Err(); err != nil {
 		return errs.Wrap(errs.Unavailable, err, "cancel")
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.cancelTurn()
+	return nil
+}
+
+// cancelTurn asks for the end of the turn in progress, which it returns; nil: there is none.
+func (a *Agent) cancelTurn() *turn {
+	a.turnMu.Lock()
+	defer a.turnMu.Unlock()
 	if a.turn != nil {
 		select {
 		case a.turn.cancel <- struct{}{}:
 		default: // asked already
 		}
 	}
-	return nil
+	return a.turn
 }

@@ -24,14 +24,15 @@ type contentWire struct {
 	Content *contentWire `json:"content"`
 }
 
-// updateEvent turns the params of a session/update into an event.
-func updateEvent(params json.RawMessage) Event {
+// updateEvent turns the params of a session/update into the session's id and an event.
+func updateEvent(params json.RawMessage) (string, Event) {
 	var n struct {
-		Update json.RawMessage `json:"update"`
+		Session string          `json:"sessionId"`
+		Update  json.RawMessage `json:"update"`
 	}
 	var u updateWire
 	if json.Unmarshal(params, &n) != nil || json.Unmarshal(n.Update, &u) != nil {
-		return Event{Kind: KindOther, Status: "unreadable", Raw: params}
+		return n.Session, Event{Kind: KindOther, Status: "unreadable", Raw: params}
 	}
 	e := Event{Kind: KindOther, Raw: n.Update, ID: u.ToolCallID, Status: u.Status}
 	switch u.SessionUpdate {
@@ -52,7 +53,7 @@ func updateEvent(params json.RawMessage) Event {
 	default:
 		e.Status = u.SessionUpdate
 	}
-	return e
+	return n.Session, e
 }
 
 // contentText returns the text of a content block or of a list of them.

@@ -27,7 +27,7 @@ func TestUpdatesBecomeEvents(t *testing.T) {
 		"nonsense":          {`[1]`, Event{Kind: KindOther, Status: "unreadable"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := updateEvent(json.RawMessage(c.in))
+			_, e := updateEvent(json.RawMessage(c.in))
 			if e.Raw == nil {
 				t.Error("no raw update")
 			}
@@ -52,9 +52,10 @@ func TestLongTextIsCutAndItsSizeKept(t *testing.T) {
 
 func FuzzUpdateEvent(f *testing.F) {
 	f.Add([]byte(`{"update":{"sessionUpdate":"tool_call_update","content":[{"content":{"content":{"text":"x"}}}]}}`))
-	f.Add([]byte(`{"update":null}`))
+	f.Add([]byte(`{"sessionId":"s","update":null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if e := updateEvent(data).capped(); e.Kind == "" || len(e.Text) > TextLimit || len(e.Raw) > TextLimit {
+		_, e := updateEvent(data)
+		if e = e.capped(); e.Kind == "" || len(e.Text) > TextLimit || len(e.Raw) > TextLimit {
 			t.Fatalf("%+v", e)
 		}
 	})

@@ -12,6 +12,16 @@ import (
 // TestOpencodeConforms runs where GASTOWN_TEST_OPENCODE names the program
 // (npm install opencode-ai); it needs no network.
 func TestOpencodeConforms(t *testing.T) {
+	agenttest.Run(t, opencode(t))
+}
+
+// TestOpencodeSharesAProcess runs where TestOpencodeConforms does.
+func TestOpencodeSharesAProcess(t *testing.T) {
+	agenttest.RunShared(t, opencode(t))
+}
+
+func opencode(t *testing.T) agenttest.Factory {
+	t.Helper()
 	program := os.Getenv("GASTOWN_TEST_OPENCODE")
 	if program == "" {
 		t.Skip("GASTOWN_TEST_OPENCODE does not name the opencode program")
@@ -21,7 +31,9 @@ func TestOpencodeConforms(t *testing.T) {
 		t.Fatal(err)
 	}
 	preset := presets["opencode"]
-	agenttest.Run(t, func(t *testing.T, task agenttest.Task) agent.Spec {
+	top := t
+	homes := map[string]string{} // one per case: its sessions are kept there
+	return func(t *testing.T, task agenttest.Task) agent.Spec {
 		model := agenttest.NewModel(t, task)
 		const key = "the-key-of-this-run"
 		t.Cleanup(func() {
@@ -31,7 +43,11 @@ func TestOpencodeConforms(t *testing.T) {
 				}
 			}
 		})
-		home := t.TempDir()
+		home := homes[t.Name()]
+		if home == "" {
+			home = top.TempDir()
+			homes[t.Name()] = home
+		}
 		return agent.Spec{
 			Preset: preset,
 			Model:  &agent.Model{Provider: "scripted", BaseURL: model.URL(), Key: key, Name: "test/model-1"},
@@ -41,5 +57,5 @@ func TestOpencodeConforms(t *testing.T) {
 				"XDG_CACHE_HOME=" + home + "/cache", "XDG_STATE_HOME=" + home + "/state",
 			},
 		}
-	})
+	}
 }

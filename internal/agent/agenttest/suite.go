@@ -51,7 +51,7 @@ type rig struct {
 	t     *testing.T
 	task  Task
 	spec  agent.Spec
-	s     *agent.Agent
+	s     agent.Session
 	texts chan string // text of tool and message events
 
 	mu     sync.Mutex // guards events and stderr
@@ -136,6 +136,13 @@ func (r *rig) waitFile(name string) string {
 		case <-limit.C:
 			r.t.Fatalf("%s was not written\n%s", name, r.dump())
 		}
+	}
+}
+
+func (r *rig) touch(name string) {
+	r.t.Helper()
+	if err := os.WriteFile(filepath.Join(r.task.Dir, name), nil, 0o644); err != nil {
+		r.t.Fatal(err)
 	}
 }
 

@@ -44,3 +44,19 @@ func TestScriptedAgentConforms(t *testing.T) {
 		return agent.Spec{Preset: preset, SelfExe: self, Env: []string{"PATH=" + os.Getenv("PATH"), "XDG_DATA_HOME=" + t.TempDir()}}
 	})
 }
+
+func TestScriptedAgentsShareAProcess(t *testing.T) {
+	presets, err := agent.LoadPresets("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	preset := presets["scripted"]
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	agenttest.RunShared(t, func(t *testing.T, _ agenttest.Task) agent.Spec {
+		return agent.Spec{Preset: preset, SelfExe: self, Env: []string{"PATH=" + os.Getenv("PATH"), "XDG_DATA_HOME=" + home}}
+	})
+}
