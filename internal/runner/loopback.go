@@ -47,7 +47,8 @@ type tenant struct {
 }
 
 // loopback serves the agents: /mcp/<run>, /git/<run>/<rig>.git/... and
-// /model/<run>/..., and hosts that their rig opens, as a proxy. Every request carries the secret of its run. The sandbox
+// /model/<run>/..., or /slot/<slot>/... for a run whose agent serves others, too, and
+// hosts that their rig opens, as a proxy. Every request carries the secret of its run or slot. The sandbox
 // token is added here, and a run's secret goes no further.
 type loopback struct {
 	api    *api
@@ -60,8 +61,9 @@ type loopback struct {
 	kept   atomic.Int64 // bytes of requests that may be sent again
 	proxy  *proxy
 
-	mu      sync.RWMutex // guards tenants
+	mu      sync.RWMutex // guards the fields below
 	tenants map[string]*tenant
+	slots   map[string]*slot
 }
 
 func newSecret() string { return rand.Text() + rand.Text() }
@@ -74,7 +76,7 @@ func newLoopback(a *api, log *slog.Logger) (*loopback, error) {
 		return nil, errs.Wrap(errs.Unavailable, err, "listening on loopback")
 	}
 	l := &loopback{api: a, log: log, ln: ln, base: "http://" + ln.Addr().String(), secret: newSecret(),
-		tenants: map[string]*tenant{}}
+		tenants: map[string]*tenant{}, slots: map[string]*slot{}}
 	l.own = hashSecret(l.secret)
 	l.proxy = newProxy(a, log)
 	l.srv = &http.Server{Handler: l, ReadHeaderTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute,
@@ -140,7 +142,7 @@ func (l *loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	service, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	id, rest, _ := strings.Cut(rest, "/")
 	given := bearerOf(r)
-	if service == "model" {
+	if service == "model" || service == "slot" {
 		given = cmp.Or(given, r.Header.Get("X-Api-Key"), r.Header.Get("X-Goog-Api-Key"))
 	}
 	if service == "git" && id == ownEndpoint {
@@ -152,6 +154,9 @@ func (l *loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	t := l.tenant(id)
+	if service == "slot" {
+		t = l.holder(id)
+	}
 	if t == nil {
 		t = &tenant{secret: l.own} // compare all the same
 		given = ""
@@ -165,7 +170,7 @@ func (l *loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		t.tools.ServeHTTP(w, r)
 	case service == "git":
 		l.git(w, r, rest, t.id, strconv.FormatInt(t.epoch, 10), l.holding(0)) // a push is sent once
-	case service == "model":
+	case service == "model" || service == "slot":
 		l.model(w, r, rest, t)
 	default:
 		http.Error(w, "there is nothing here", http.StatusNotFound)

@@ -35,6 +35,7 @@ type Runner struct {
 	rigs        *rigs
 	apart       *apart.Keeper
 	spares      *spares
+	crews       crews
 	outbox      *outbox
 	transcripts *transcripts
 	loopback    *loopback
@@ -171,7 +172,7 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 // makeDirs makes what is on the disk. What cells have no business in is closed to
 // them, also on a disk that an older runner left.
 func (r *Runner) makeDirs() error {
-	for _, d := range []string{"rigs", "work", "spare", "gates"} {
+	for _, d := range []string{"rigs", "work", "crews", "spare", "gates"} {
 		if err := os.MkdirAll(r.dir(d), 0o755); err != nil {
 			return err
 		}

@@ -94,6 +94,8 @@ type run struct {
 	nudged   int              // number of the last one taken over
 	cell     apart.Cell       // where its processes live; nil until it is prepared
 	env      []string         // what its processes have instead of the runner's own
+	crew     *crew            // with whom it shares its agent's process; nil: with nobody
+	place    int              // its slot there
 	tree     *worktree
 	saver    *checkpointer
 	session  agent.Session
@@ -243,6 +245,9 @@ func (n *run) live() ending {
 	n.mu.Unlock()
 	n.r.outbox.add(town.Report{Kind: town.ReportStarted, Run: n.key.id, Epoch: n.key.epoch, PID: sess.PID(), Session: sess.SessionID()})
 	n.r.goes(func() {
+		if n.crew != nil && n.r.apart.Private() {
+			return // it took no spare, and the next one won't
+		}
 		if err := n.r.spares.fill(n.r.awake, n.r.apart, n.tree.clone, n.r.dir("trash"), n.want.Start); err != nil && n.r.awake.Err() == nil {
 			n.log.Warn("no spare worktree was made", "err", err)
 		}
@@ -288,9 +293,11 @@ func (n *run) prepare() error {
 	if err != nil {
 		return err
 	}
-	env, err := n.r.privateEnv(n.cell, room, room)
-	if err != nil {
-		return err
+	var env []string
+	if n.crew == nil { // else its process has its environment
+		if env, err = n.r.privateEnv(n.cell, room, room); err != nil {
+			return err
+		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -314,22 +321,29 @@ func (n *run) hub() hubAccess {
 	return hubAccess{base: n.r.loopback.base + "/git/" + n.want.ID, secret: n.secret}
 }
 
-// enter gives the run a cell: that of the rig's spare worktree, which it takes,
-// or one.
+// enter gives the run a cell: that of its crew; that of the rig's spare worktree,
+// which it takes; or one.
 func (n *run) enter(room string) (*spare, error) {
-	spare := n.r.spares.take(n.want.Rig)
+	preset, shares := n.shares()
+	var sp *spare
+	if !shares || !n.r.apart.Private() { // a spare would have to be given to the crew's user
+		sp = n.r.spares.take(n.want.Rig)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if spare != nil {
-		n.cell = spare.cell
-		return spare, nil
+	if shares {
+		return sp, n.join(preset)
+	}
+	if sp != nil {
+		n.cell = sp.cell
+		return sp, nil
 	}
 	var err error
 	n.cell, err = n.r.apart.Enter(filepath.Join(room, roomHome))
 	return nil, err
 }
 
-// start launches the agent.
+// start launches the agent, or opens a session in the process of its crew.
 func (n *run) start() (agent.Session, error) {
 	d := n.want
 	preset, err := n.r.cfg.Presets.Get(d.Preset)
@@ -349,13 +363,19 @@ func (n *run) start() (agent.Session, error) {
 	if d.Provider != "" {
 		spec.Model = &agent.Model{Provider: d.Provider, BaseURL: n.r.loopback.base + "/model/" + d.ID, Key: n.secret, Name: d.Model}
 	}
-	sess, err := n.r.cfg.Start(n.prepared, spec)
+	begin := n.r.cfg.Start
+	if n.crew != nil {
+		begin = func(ctx context.Context, s agent.Spec) (agent.Session, error) {
+			return n.crew.host.Open(ctx, s, n.place)
+		}
+	}
+	sess, err := begin(n.prepared, spec)
 	if err != nil && spec.LoadSession != "" && n.prepared.Err() == nil {
 		// Its session may be what it can't start with: better an agent that was only
 		// told what happened than none.
 		n.story("not_resumed", clip("the agent can't be started with its session: "+err.Error()+"; a new one is opened", 2000))
 		spec.LoadSession = ""
-		sess, err = n.r.cfg.Start(n.prepared, spec)
+		sess, err = begin(n.prepared, spec)
 	}
 	return sess, err
 }
@@ -369,7 +389,9 @@ func (n *run) event(e agent.Event) {
 			n.output.Store(true)
 		}
 	case agent.KindPermission, agent.KindUsage, agent.KindOther, agent.KindStderr, agent.KindNoise:
-		n.alive()
+		if !e.Shared { // else it may be another's
+			n.alive()
+		}
 	}
 	n.r.transcripts.add(n.lane, e)
 }

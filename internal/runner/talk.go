@@ -144,6 +144,13 @@ func (t *talk) died() *ending {
 	if err := t.sess.Err(); err != nil {
 		reason = err.Error()
 	}
+	var shared *agent.SharedError
+	if errors.As(t.sess.Err(), &shared) {
+		// Nobody knows which of its runs was too much for it. A bead to which this
+		// happens again and again runs alone, and then it is charged.
+		return &ending{how: endNow, outcome: town.OutcomeFailed, class: town.ClassInfra, subject: town.SubjectKilled,
+			reason: clip(reason, town.MaxReason)}
+	}
 	if !t.n.output.Load() {
 		e := t.n.agentFailed("before the model said anything: " + reason)
 		return &e

@@ -69,6 +69,8 @@ type Cell interface {
 	// Room makes dir, which is the runner's, a directory that only the runner and
 	// the cell reach, until Leave. The cell can't add or rename what is directly in it.
 	Room(dir string) error
+	// Shut closes a room before Leave does.
+	Shut(dir string) error
 	// Give hands path, and below it all that has the same owner, to the cell. No
 	// process may be able to change it meanwhile.
 	Give(path string) error
@@ -127,6 +129,7 @@ func Open() Cell { return open{} }
 
 func (open) Start(cmd *exec.Cmd) error       { return cmd.Start() }
 func (open) Room(string) error               { return nil }
+func (open) Shut(string) error               { return nil }
 func (open) Give(string) error               { return nil }
 func (open) Owns(string) bool                { return true }
 func (open) Open(p string) (*os.File, error) { return os.Open(p) }

@@ -133,6 +133,26 @@ func (c *userCell) Room(dir string) error {
 	return errors.Join(os.Chmod(dir, 0o700), os.Lchown(dir, -1, c.uid), os.Chmod(dir, 0o750))
 }
 
+// Shut implements Cell.
+func (c *userCell) Shut(dir string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.rooms[dir] {
+		return nil
+	}
+	delete(c.rooms, dir)
+	return c.close(dir)
+}
+
+// close makes a room the runner's alone. One that was moved away is none.
+func (c *userCell) close(dir string) error {
+	err := errors.Join(os.Chmod(dir, 0o700), os.Lchown(dir, -1, c.of.gid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // Give implements Cell. The path itself comes last, so that one that belongs to
 // the cell was given whole.
 func (c *userCell) Give(path string) error {
@@ -255,9 +275,7 @@ func (c *userCell) Leave() error {
 	var err error
 	c.mu.Lock()
 	for dir := range c.rooms {
-		if e := errors.Join(os.Chmod(dir, 0o700), os.Lchown(dir, -1, c.of.gid)); e != nil && !errors.Is(e, fs.ErrNotExist) {
-			err = errors.Join(err, e)
-		}
+		err = errors.Join(err, c.close(dir))
 	}
 	c.mu.Unlock()
 	if left > 0 {

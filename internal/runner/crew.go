@@ -1,0 +1,190 @@
+package runner
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"gastown/internal/agent"
+	"gastown/internal/errs"
+	"gastown/internal/runner/apart"
+	"gastown/internal/town"
+)
+
+const (
+	// maxCrew is how many runs share a process at once.
+	maxCrew = 8
+	// maxSlots is how many runs a process serves in all. Its configuration is read
+	// when it starts, so their keys are made then; none is used by two runs.
+	maxSlots = 32
+)
+
+// crewKey is what runs must have in common to share a process. The role is in it,
+// because who shares a process can use the tools of the others.
+type crewKey struct {
+	preset, provider, model string
+	role                    town.Role
+}
+
+// crew is the runs that share an agent process, and what the process needs.
+type crew struct {
+	key   crewKey
+	index int // names its directory: the lowest that is free
+	cell  apart.Cell
+	host  *agent.Host
+	slots []*slot
+
+	// Guarded by crews.mu.
+	runs   int
+	served int
+}
+
+// crews are the crews of a runner.
+type crews struct {
+	mu   sync.Mutex // guards list, and the counters of each crew
+	list []*crew
+}
+
+// crewCell is a crew's cell in the hands of one of its runs: what the run has is
+// closed when it leaves, and the others stay.
+type crewCell struct {
+	apart.Cell
+	leave func() error
+
+	mu    sync.Mutex // guards rooms
+	rooms []string
+}
+
+// Room implements apart.Cell.
+func (c *crewCell) Room(dir string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rooms = append(c.rooms, dir)
+	return c.Cell.Room(dir)
+}
+
+// Sweep implements apart.Cell: whose processes they are is not known.
+func (c *crewCell) Sweep(time.Duration) int { return 0 }
+
+// Leave implements apart.Cell.
+func (c *crewCell) Leave() error {
+	c.mu.Lock()
+	rooms := c.rooms
+	c.rooms = nil
+	c.mu.Unlock()
+	var err error
+	for _, dir := range rooms {
+		err = errors.Join(err, c.Shut(dir))
+	}
+	return errors.Join(err, c.leave())
+}
+
+// shares reports whether a run may share a process with others.
+func (n *run) shares() (agent.Preset, bool) {
+	p, err := n.r.cfg.Presets.Get(n.want.Preset)
+	return p, err == nil && p.Shares() && !n.want.OwnProcess
+}
+
+// join gives the run a place in a crew.
+func (n *run) join(preset agent.Preset) error {
+	d := n.want
+	key := crewKey{preset: d.Preset, provider: d.Provider, model: d.Model, role: d.Role}
+	all := &n.r.crews
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	c := all.findLocked(key)
+	if c == nil {
+		var err error
+		if c, err = n.r.newCrew(key, preset, all.freeLocked()); err != nil {
+			return err
+		}
+		all.list = append(all.list, c)
+	}
+	n.crew, n.place = c, c.served
+	c.runs++
+	c.served++
+	if len(c.slots) > 0 {
+		n.r.loopback.seat(c.slots[n.place], n.tenant)
+	}
+	n.cell = &crewCell{Cell: c.cell, leave: sync.OnceValue(func() error { return n.r.leaveCrew(c) })}
+	return nil
+}
+
+func (all *crews) findLocked(key crewKey) *crew {
+	for _, c := range all.list {
+		if c.key == key && c.runs > 0 && c.runs < maxCrew && c.served < maxSlots && !c.host.Tired() {
+			return c
+		}
+	}
+	return nil
+}
+
+func (all *crews) freeLocked() int {
+	used := map[int]bool{}
+	for _, c := range all.list {
+		used[c.index] = true
+	}
+	i := 1
+	for used[i] {
+		i++
+	}
+	return i
+}
+
+// newCrew prepares all that a process of several runs needs, but starts none.
+func (r *Runner) newCrew(key crewKey, preset agent.Preset, index int) (*crew, error) {
+	room := filepath.Join(r.dir("crews"), strconv.Itoa(index))
+	cell, err := r.apart.Enter(filepath.Join(room, roomHome))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(room, 0o755); err != nil {
+		return nil, errors.Join(errs.Wrap(errs.Unavailable, err, "the directory of a shared agent process"), cell.Leave())
+	}
+	env, err := r.privateEnv(cell, room, room)
+	if err != nil {
+		return nil, errors.Join(err, cell.Leave())
+	}
+	c := &crew{key: key, index: index, cell: cell}
+	var models []agent.Model
+	if key.provider != "" {
+		for range maxSlots {
+			s, secret := r.loopback.newSlot()
+			c.slots = append(c.slots, s)
+			models = append(models, agent.Model{Provider: key.provider, BaseURL: r.loopback.base + "/slot/" + s.id, Key: secret, Name: key.model})
+		}
+	}
+	c.host, err = agent.NewHost(agent.Spec{Preset: preset, Dir: room, SelfExe: r.cfg.SelfExe, Env: toolEnv(env),
+		Start: cell.Start, Sweep: cell.Sweep}, models)
+	if err != nil {
+		r.loopback.drop(c.slots)
+		return nil, errors.Join(err, cell.Leave())
+	}
+	return c, nil
+}
+
+// leaveCrew takes a run out of its crew. The last one ends it; its process ended
+// with the last session.
+func (r *Runner) leaveCrew(c *crew) error {
+	r.crews.mu.Lock()
+	c.runs--
+	last := c.runs == 0 // and so nobody joins it any more
+	r.crews.mu.Unlock()
+	if !last {
+		return nil
+	}
+	r.loopback.drop(c.slots)
+	err := c.cell.Leave()
+	r.crews.mu.Lock()
+	defer r.crews.mu.Unlock()
+	for i, o := range r.crews.list {
+		if o == c {
+			r.crews.list = append(r.crews.list[:i:i], r.crews.list[i+1:]...)
+			break
+		}
+	}
+	return err
+}
