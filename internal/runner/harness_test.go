@@ -341,7 +341,8 @@ func (f *fakeTown) serveWire(w http.ResponseWriter, r *http.Request) {
 		f.answer(w, struct{}{}, nil)
 	case wire.PathPrime:
 		f.mu.Lock()
-		p := town.Prime{Bead: town.PrimeBead{ID: theBead, Title: "A title", Body: f.body}, Run: r.URL.Query().Get("run"),
+		id, _, _ := strings.Cut(r.URL.Query().Get("run"), ".")
+		p := town.Prime{Bead: town.PrimeBead{ID: id, Title: "A title", Body: f.body}, Run: r.URL.Query().Get("run"),
 			Attempt: f.attempt, Reason: f.reason, Branch: branch, Base: f.tip, Target: "main"}
 		f.mu.Unlock()
 		f.answer(w, p, nil)
@@ -440,7 +441,8 @@ func (f *fakeTown) judge(q wire.VerdictRequest) error {
 	if q.Kind != town.VerdictDone {
 		return nil
 	}
-	e, err := f.hub.Verify(context.Background(), f.id, branch, f.tip)
+	bead, _, _ := strings.Cut(q.Run, ".")
+	e, err := f.hub.Verify(context.Background(), f.id, "gt/nux/"+bead, f.tip)
 	switch {
 	case err != nil:
 		return err
