@@ -253,7 +253,7 @@ func testKey(t *testing.T, program, path string) {
 	b := h.landed(h.sling(), len(steps))
 
 	env := h.model.Steps()[afterEnv].Last("tool")
-	if !strings.Contains(env, "GASTOWN_BEAD="+b.ID) || !strings.Contains(env, "HTTPS_PROXY="+trap.url) {
+	if !strings.Contains(env, "GASTOWN_AGENT_COOKIE=") || !strings.Contains(env, "HTTPS_PROXY="+trap.url) {
 		t.Fatalf("the environment of a tool is %q", env)
 	}
 	if strings.Contains(env, realKey) {
