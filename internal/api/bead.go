@@ -43,6 +43,7 @@ type Bead struct {
 	Proof    *Proof            `json:"proof,omitempty"`
 	Merge    *Merge            `json:"merge,omitempty"`
 	Failures []Failure         `json:"failures,omitempty"`
+	Nudges   []SentNudge       `json:"nudges,omitempty" doc:"Messages to its agents: the latest 20, newest last."`
 	Runs     []Run             `json:"runs,omitempty" doc:"Newest last; the present one included."`
 	Why      *Reason           `json:"why,omitempty"`
 	Settings map[string]string `json:"settings,omitempty"`
@@ -182,7 +183,19 @@ type WithReason struct {
 
 // Nudge is a message to the agent at work.
 type Nudge struct {
-	Text string `json:"text"`
+	Text      string `json:"text"`
+	Interrupt bool   `json:"interrupt,omitempty" doc:"End the agent's turn, so that it reads the message at once. Else it reads it when the turn ends."`
+}
+
+// SentNudge is a message to the agents of a bead, and whether one read it.
+type SentNudge struct {
+	N           int       `json:"n" doc:"Its number; rises over all runs of the bead."`
+	From        string    `json:"from"`
+	Text        string    `json:"text"`
+	Interrupt   bool      `json:"interrupt,omitempty"`
+	At          time.Time `json:"at"`
+	DeliveredAt time.Time `json:"delivered_at,omitzero" doc:"When an agent got it; missing while it waits."`
+	Epoch       int64     `json:"epoch,omitempty" doc:"The run whose agent got it."`
 }
 
 // Blocker names a bead that must be done first.

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -373,19 +372,6 @@ func (a *invocation) beadMoveCmd(verb, short string, move func(*client.Client, c
 	cmd.Use, cmd.Args = verb+" BEAD...", atLeast("BEAD")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the ledger and the agent")
 	return cmd
-}
-
-func (a *invocation) nudgeCmd() *cobra.Command {
-	return a.command("nudge BEAD TEXT", "Send a message to the agent at work on a bead", func(ctx context.Context, args []string) error {
-		if strings.TrimSpace(args[1]) == "" {
-			return errs.New(errs.Invalid, "the message is empty")
-		}
-		c, err := a.connect()
-		if err != nil {
-			return err
-		}
-		return c.Nudge(ctx, args[0], args[1])
-	})
 }
 
 func (a *invocation) retryCmd() *cobra.Command {

@@ -80,6 +80,16 @@ func (a *invocation) showBead(b api.Bead) error {
 			}
 		}
 	}
+	if len(b.Nudges) > 0 {
+		if err := a.say("\nMessages to its agents:"); err != nil {
+			return err
+		}
+		for _, m := range b.Nudges {
+			if err := a.say("  %d  %s by %s, %s: %s", m.N, a.ago(m.At), m.From, nudgeState(m, a), clip(m.Text, 160)); err != nil {
+				return err
+			}
+		}
+	}
 	if b.Body != "" {
 		return a.say("\n%s", strings.TrimRight(clean(b.Body), "\n"))
 	}

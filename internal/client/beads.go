@@ -118,10 +118,9 @@ func (c *Client) move(ctx context.Context, id, verb, reason string) error {
 	return err
 }
 
-// Nudge sends a message to the agent at work on a bead.
-func (c *Client) Nudge(ctx context.Context, id, text string) error {
-	_, err := c.do(ctx, request{method: http.MethodPost, path: at("beads", id, "nudge"), body: api.Nudge{Text: text}})
-	return err
+// Nudge sends a message to the agent at work on a bead, and returns the bead with it.
+func (c *Client) Nudge(ctx context.Context, id string, n api.Nudge) (api.Bead, error) {
+	return call[api.Bead](ctx, c, request{method: http.MethodPost, path: at("beads", id, "nudge"), body: n})
 }
 
 // AddBlocker makes a bead wait for another.

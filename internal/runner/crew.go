@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,6 +29,7 @@ const (
 type crewKey struct {
 	preset, provider, model string
 	role                    town.Role
+	way                     string // out of the sandbox, where programs are told of a proxy
 }
 
 // crew is the runs that share an agent process, and what the process needs.
@@ -37,9 +40,12 @@ type crew struct {
 	host  *agent.Host
 	slots []*slot
 
+	guest *proxyUser // as whom the process goes out of the sandbox; nil: it is told of no proxy
+
 	// Guarded by crews.mu.
 	runs   int
 	served int
+	guests []*proxyUser // of the living runs
 }
 
 // crews are the crews of a runner.
@@ -85,31 +91,39 @@ func (c *crewCell) Leave() error {
 // shares reports whether a run may share a process with others.
 func (n *run) shares() (agent.Preset, bool) {
 	p, err := n.r.cfg.Presets.Get(n.want.Preset)
-	return p, err == nil && p.Shares() && !n.want.OwnProcess
+	// A box shows what there was when its process began: no worktree of a later run.
+	return p, err == nil && p.Shares() && !n.want.OwnProcess && n.r.apart.Kind() != apart.Bwrap
 }
 
 // join gives the run a place in a crew.
 func (n *run) join(preset agent.Preset) error {
 	d := n.want
 	key := crewKey{preset: d.Preset, provider: d.Provider, model: d.Model, role: d.Role}
+	if n.guest != nil {
+		key.way = d.Rig + " " + strings.Join(d.AllowHosts, " ")
+	}
 	all := &n.r.crews
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	c := all.findLocked(key)
 	if c == nil {
 		var err error
-		if c, err = n.r.newCrew(key, preset, all.freeLocked()); err != nil {
+		if c, err = n.r.newCrew(key, preset, all.freeLocked(), n.guest); err != nil {
 			return err
 		}
 		all.list = append(all.list, c)
 	}
 	n.crew, n.place = c, c.served
 	c.runs++
+	if c.guest != nil {
+		c.guest.pass(n.guest) // the newest is the last to go, usually
+		c.guests = append(c.guests, n.guest)
+	}
 	c.served++
 	if len(c.slots) > 0 {
 		n.r.loopback.seat(c.slots[n.place], n.tenant)
 	}
-	n.cell = &crewCell{Cell: c.cell, leave: sync.OnceValue(func() error { return n.r.leaveCrew(c) })}
+	n.cell = &crewCell{Cell: c.cell, leave: sync.OnceValue(func() error { return n.r.leaveCrew(c, n.guest) })}
 	return nil
 }
 
@@ -135,7 +149,7 @@ func (all *crews) freeLocked() int {
 }
 
 // newCrew prepares all that a process of several runs needs, but starts none.
-func (r *Runner) newCrew(key crewKey, preset agent.Preset, index int) (*crew, error) {
+func (r *Runner) newCrew(key crewKey, preset agent.Preset, index int, guest *proxyUser) (*crew, error) {
 	room := filepath.Join(r.dir("crews"), strconv.Itoa(index))
 	cell, err := r.apart.Enter(filepath.Join(room, roomHome))
 	if err != nil {
@@ -149,6 +163,10 @@ func (r *Runner) newCrew(key crewKey, preset agent.Preset, index int) (*crew, er
 		return nil, errors.Join(err, cell.Leave())
 	}
 	c := &crew{key: key, index: index, cell: cell}
+	if guest != nil {
+		c.guest = r.loopback.proxy.admit("crew-"+strconv.Itoa(index), guest.header, guest.tell)
+		env = append(env, c.guest.env(r.loopback.base)...)
+	}
 	var models []agent.Model
 	if key.provider != "" {
 		for range maxSlots {
@@ -160,23 +178,35 @@ func (r *Runner) newCrew(key crewKey, preset agent.Preset, index int) (*crew, er
 	c.host, err = agent.NewHost(agent.Spec{Preset: preset, Dir: room, SelfExe: r.cfg.SelfExe, Env: toolEnv(env),
 		Start: cell.Start, Sweep: cell.Sweep}, models)
 	if err != nil {
-		r.loopback.drop(c.slots)
+		r.dismiss(c)
 		return nil, errors.Join(err, cell.Leave())
 	}
 	return c, nil
 }
 
+// dismiss closes what a crew has on loopback.
+func (r *Runner) dismiss(c *crew) {
+	r.loopback.drop(c.slots)
+	if c.guest != nil {
+		r.loopback.proxy.expel(c.guest)
+	}
+}
+
 // leaveCrew takes a run out of its crew. The last one ends it; its process ended
 // with the last session.
-func (r *Runner) leaveCrew(c *crew) error {
+func (r *Runner) leaveCrew(c *crew, guest *proxyUser) error {
 	r.crews.mu.Lock()
 	c.runs--
+	c.guests = slices.DeleteFunc(c.guests, func(u *proxyUser) bool { return u == guest })
+	if n := len(c.guests); n > 0 {
+		c.guest.pass(c.guests[n-1])
+	}
 	last := c.runs == 0 // and so nobody joins it any more
 	r.crews.mu.Unlock()
 	if !last {
 		return nil
 	}
-	r.loopback.drop(c.slots)
+	r.dismiss(c)
 	err := c.cell.Leave()
 	r.crews.mu.Lock()
 	defer r.crews.mu.Unlock()

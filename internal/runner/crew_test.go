@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"gastown/internal/agent"
+	"gastown/internal/errs"
 	"gastown/internal/runner/wire"
 	"gastown/internal/town"
 )
@@ -276,5 +277,20 @@ func TestWhatAProcessOfSeveralRunsPrintsIsNoSignOfLifeOfEach(t *testing.T) {
 	n.event(agent.Event{Kind: agent.KindStderr, Text: "x"})
 	if n.life.Load() == 0 {
 		t.Error("its own does not")
+	}
+}
+
+func TestWhoStandsForSeveralRunsGoesOutAsOneThatLives(t *testing.T) {
+	t.Parallel()
+	p := newProxy(nil, slog.New(slog.DiscardHandler))
+	var told []string
+	one := p.admitRun("app-1.1", 1, func(string) { told = append(told, "one") })
+	two := p.admitRun("app-2.1", 1, func(string) { told = append(told, "two") })
+	crewed := p.admit("crew-1", one.header, one.tell)
+	crewed.refused(town.Host{Name: "a.example", Port: 443}, errs.New(errs.Forbidden, "no"))
+	crewed.pass(two)
+	crewed.refused(town.Host{Name: "b.example", Port: 443}, errs.New(errs.Forbidden, "no"))
+	if got := crewed.header.Get(wire.HeaderRun); got != "app-2.1" || !slices.Equal(told, []string{"one", "two"}) {
+		t.Errorf("it goes out as %q, and refusals were told to %v", got, told)
 	}
 }

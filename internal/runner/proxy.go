@@ -34,7 +34,7 @@ type proxyUser struct {
 	ctx context.Context // ends when it may reach nothing any more
 	end context.CancelFunc
 
-	mu   sync.Mutex // guards told
+	mu   sync.Mutex // guards header, tell and told
 	told map[string]bool
 }
 
@@ -142,7 +142,10 @@ func (p *proxy) dial(ctx context.Context, u *proxyUser, addr string) (net.Conn, 
 	if u.ctx.Err() != nil {
 		return nil, errs.New(errs.Gone, "the run is over")
 	}
-	conn, err := p.api.tunnel(ctx, host.String(), u.header)
+	u.mu.Lock()
+	header := u.header
+	u.mu.Unlock()
+	conn, err := p.api.tunnel(ctx, host.String(), header)
 	if errs.Is(err, errs.Forbidden) {
 		u.refused(host, err)
 	}
@@ -154,9 +157,10 @@ func (u *proxyUser) refused(h town.Host, err error) {
 	u.mu.Lock()
 	known := u.told[h.String()] || len(u.told) >= maxTold
 	u.told[h.String()] = u.told[h.String()] || !known
+	tell := u.tell
 	u.mu.Unlock()
 	if !known {
-		u.tell(clip(err.Error(), 1000))
+		tell(clip(err.Error(), 1000))
 	}
 }
 
@@ -223,6 +227,14 @@ func refuseHost(w http.ResponseWriter, err error) {
 		status = errs.HTTPStatus(errs.KindOf(err))
 	}
 	http.Error(w, clip(err.Error(), 2000), status)
+}
+
+// pass makes a user that stands for several runs go on as one of them. They are
+// of one rig, so the same is open to all.
+func (u *proxyUser) pass(to *proxyUser) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.header, u.tell = to.header, to.tell
 }
 
 // env is how programs are told of the proxy. Node obeys it from version 22.21 on

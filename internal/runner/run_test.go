@@ -3,6 +3,7 @@ package runner
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -413,17 +414,74 @@ func TestAnOldGenerationAtHelloWritesNothing(t *testing.T) {
 func TestNudgesOfPeopleAreDeliveredAndAcknowledged(t *testing.T) {
 	t.Parallel()
 	f := newTown(t)
-	f.body = "```sh end=none\ntrue\n```\n```sh nudge=1\necho ok > ok.txt\n```\n"
-	f.addRun(func(d *town.DesiredRun) {
-		d.TurnNudges = 0
-		d.Nudges = []town.Nudge{{N: 1, Text: "look"}, {N: 2, Text: "look again", From: "ada"}}
-	})
+	f.body = "```sh end=none\necho in > x; mv x in.txt\nwhile [ ! -e go.txt ]; do sleep 0.02; done\n```\n```sh nudge=1\necho ok > ok.txt\n```\n"
+	f.addRun(func(d *town.DesiredRun) { d.TurnNudges = 0 })
 	f.begin(nil)
+	f.awaitFile("in.txt")
+	f.sendNudges(town.Nudge{N: 1, Text: "look"}, town.Nudge{N: 2, Text: "look again", From: "ada"})
+	if err := os.WriteFile(f.file(theBead, "go.txt"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	if n := f.awaitReport(town.ReportNudged, 0); n.Nudge != 2 {
 		t.Errorf("nudged: %+v", n)
 	}
 	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
 		t.Errorf("ended: %+v", e)
+	}
+}
+
+func (f *fakeTown) sendNudges(all ...town.Nudge) {
+	f.publish(func(d *town.Desired) {
+		d.Runs = slices.Clone(d.Runs)
+		d.Runs[0].Nudges = all
+	})
+}
+
+func TestWhatTheRunBeforeDidNotReadIsInTheFirstPrompt(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh nudge=0\necho ok > ok.txt\n```\n"
+	f.addRun(func(d *town.DesiredRun) {
+		d.TurnNudges, d.Nudges = 0, []town.Nudge{{N: 7, Text: "mind the gap", From: "ada"}}
+	})
+	f.begin(nil)
+	if n := f.awaitReport(town.ReportNudged, 0); n.Nudge != 7 {
+		t.Errorf("nudged: %+v", n)
+	}
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
+	}
+	f.awaitStory("Message from ada: mind the gap")
+}
+
+func TestAMessageThatInterruptsEndsTheTurnAndIsReadOnce(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh end=hang nudge=0\necho in > x; mv x in.txt\n```\n```sh nudge=1\necho in2 > x; mv x in2.txt; while [ ! -e go.txt ]; do sleep 0.02; done; rm go.txt\n```\n"
+	f.addRun(func(d *town.DesiredRun) { d.TurnNudges = 0 })
+	f.begin(nil)
+	f.awaitFile("in.txt")
+	urgent := town.Nudge{N: 1, Text: "stop, the other way", From: "ada", Interrupt: true}
+	f.sendNudges(urgent)
+	if n := f.awaitReport(town.ReportNudged, 0); n.Nudge != 1 {
+		t.Errorf("nudged: %+v", n)
+	}
+	f.awaitFile("in2.txt")
+	f.sendNudges(urgent) // the acknowledgement is not yet in the document: it is the same message
+	if err := os.WriteFile(f.file(theBead, "go.txt"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
+	}
+	f.awaitStory(`"status":"ended"`)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := strings.Count(f.storyLocked(), `"status":"interrupted"`); n != 1 {
+		t.Errorf("the turn was interrupted %d times", n)
+	}
+	if n := strings.Count(f.storyLocked(), "Message from ada"); n != 1 {
+		t.Errorf("the message was delivered %d times", n)
 	}
 }
 

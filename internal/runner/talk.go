@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,8 +37,10 @@ type talk struct {
 	turn      chan turnEnd // nil between turns
 	reminders int          // left
 	turns     int
-	grace     <-chan time.Time // the end of waiting after an accepted verdict
-	verdict   *ending          // what ends the run when the turn or the grace does
+	// interrupted says that the turn in progress was cancelled for a message.
+	interrupted bool
+	grace       <-chan time.Time // the end of waiting after an accepted verdict
+	verdict     *ending          // what ends the run when the turn or the grace does
 }
 
 func newTalk(n *run, s agent.Session) *talk {
@@ -59,7 +62,7 @@ func (t *talk) run() ending {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 
-	t.prompt(t.n.want.Prompt)
+	t.prompt(t.first())
 	for {
 		var end *ending
 		select {
@@ -89,6 +92,7 @@ func (t *talk) prompt(text string) {
 	ch := make(chan turnEnd, 1)
 	t.turn = ch
 	t.turns++
+	t.interrupted = false
 	t.n.lastModel.Store(-1)
 	t.n.limited.Store(nil)
 	t.n.alive()
@@ -98,11 +102,44 @@ func (t *talk) prompt(text string) {
 	}()
 }
 
+// first is the prompt of the first turn, with the messages that the run before
+// did not read.
+func (t *talk) first() string {
+	text, last := t.nudges()
+	if text == "" {
+		return t.n.want.Prompt
+	}
+	t.delivered(text, last)
+	return t.n.want.Prompt + "\n\n" + text
+}
+
+// delivered tells that messages are in the next prompt.
+func (t *talk) delivered(text string, last int) {
+	t.n.story("nudged", clip(text, 2000))
+	t.n.r.outbox.add(town.Report{Kind: town.ReportNudged, Run: t.n.key.id, Epoch: t.n.key.epoch, Nudge: last})
+}
+
+// interrupt ends the turn in progress when a message wants it.
+func (t *talk) interrupt() {
+	t.n.mu.Lock()
+	wanted := slices.ContainsFunc(t.n.nudges, func(m town.Nudge) bool { return m.Interrupt })
+	t.n.mu.Unlock()
+	if !wanted || t.turn == nil || t.interrupted {
+		return
+	}
+	t.interrupted = true
+	t.n.story("interrupted", "a message that does not wait for the end of the turn")
+	if err := t.sess.Cancel(t.n.r.base); err != nil {
+		t.n.log.Warn("the turn can't be interrupted; the message waits for its end", "err", err)
+	}
+}
+
 // heed looks at what was asked of the run.
 func (t *talk) heed() *ending {
 	a := t.n.request()
 	switch {
 	case a == nil:
+		t.interrupt()
 		return nil
 	case a.how != endTurn || t.turn == nil:
 		return a
@@ -204,9 +241,8 @@ func (t *talk) turnEnded(e turnEnd) *ending {
 	}
 	t.n.story("turn_ended", clip("the agent "+how, 2000))
 	if text, last := t.nudges(); text != "" {
-		t.n.story("nudged", clip(text, 2000))
 		t.prompt(text)
-		t.n.r.outbox.add(town.Report{Kind: town.ReportNudged, Run: t.n.key.id, Epoch: t.n.key.epoch, Nudge: last})
+		t.delivered(text, last)
 		return nil
 	}
 	if t.reminders > 0 {

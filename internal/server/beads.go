@@ -307,7 +307,7 @@ type nudgeIn struct {
 }
 
 func (s *Server) nudgeBead(ctx context.Context, in *nudgeIn) (*raw, error) {
-	return s.commitBead(ctx, in.Bead, in.IdemKey, town.NudgeBead{By: callOf(ctx).who, Bead: in.Bead, Text: in.Body.Text})
+	return s.commitBead(ctx, in.Bead, in.IdemKey, town.NudgeBead{By: callOf(ctx).who, Bead: in.Bead, Text: in.Body.Text, Interrupt: in.Body.Interrupt})
 }
 
 type addBlockerIn struct {

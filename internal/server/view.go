@@ -112,6 +112,10 @@ func beadView(t *town.Town, now time.Time, b town.Bead, d detail) api.Bead {
 	out.Body = b.Body
 	out.Uses = usesView(t, b.ID)
 	out.Budgets = budgetViews(t.BeadBudgets(now, b.ID))
+	for _, m := range b.Nudges {
+		out.Nudges = append(out.Nudges, api.SentNudge{N: m.N, From: m.From, Text: m.Text, Interrupt: m.Interrupt, At: m.At.Time(),
+			DeliveredAt: m.DeliveredAt.Time(), Epoch: m.Epoch})
+	}
 	for _, f := range b.Failures {
 		out.Failures = append(out.Failures, api.Failure{At: f.At.Time(), Epoch: f.Epoch, Class: string(f.Class), Charged: f.Charged, Reason: f.Reason})
 	}

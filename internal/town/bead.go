@@ -158,6 +158,8 @@ type Bead struct {
 	LastCall    *Call       `json:"last_call,omitempty"`
 	Runs        []RunRecord `json:"runs,omitempty"`     // newest last, at most maxRunRecords
 	Failures    []Failure   `json:"failures,omitempty"` // newest last, at most maxFailures
+	Nudges      []SentNudge `json:"nudges,omitempty"`   // newest last, at most maxNudges
+	NudgeN      int         `json:"nudge_n,omitempty"`  // number of the latest
 	Refs        bool        `json:"refs,omitempty"`     // the hub holds refs of it
 
 	Spent   Spend  `json:"spent,omitzero"`     // by runs that ended, and gates; counts against its budget
@@ -169,6 +171,7 @@ type Bead struct {
 const (
 	maxRunRecords = 50
 	maxFailures   = 50
+	maxNudges     = 20 // undelivered of one bead, and all that are kept of it
 )
 
 // Call names the latest accepted verdict, so that a repeat of the same call is

@@ -2,6 +2,7 @@ package town
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"gastown/internal/errs"
@@ -436,21 +437,63 @@ func (t *Town) nudgeBead(now Time, in NudgeBead) error {
 		return errs.New(errs.Invalid, "the text is empty")
 	}
 	r := t.runs[b.currentRun()]
-	if r == nil || r.State == RunDraining {
-		return errs.New(errs.Conflict, "no agent works on bead %s now", b.ID).WithHint("gastown why %s", b.ID)
+	if r == nil || r.State == RunDraining || r.Verdict != "" {
+		return errs.New(errs.Conflict, "no agent works on bead %s now, which is %s", b.ID, b.Status).
+			WithHint("what the next one shall know belongs into the bead: gastown bead edit %s --body-file FILE; gastown why %s says what it waits for", b.ID, b.ID)
 	}
-	if len(r.Nudges) >= 20 {
-		return errs.New(errs.Overloaded, "20 messages wait for the agent on bead %s already", b.ID)
+	if len(r.Nudges) >= maxNudges {
+		return errs.New(errs.Overloaded, "%d messages wait for the agent on bead %s already", maxNudges, b.ID).
+			WithHint("it reads them when its turn ends; --interrupt ends the turn")
 	}
-	t.nudge(r, now, by, in.Text)
+	n := t.nudge(r, now, by, in.Text, in.Interrupt)
+	t.edit(b, now, func() {
+		b.NudgeN = n
+		b.Nudges = append(slices.Clone(b.Nudges), SentNudge{N: n, From: by, Text: in.Text, Interrupt: in.Interrupt, At: now})
+		b.Nudges = b.Nudges[max(0, len(b.Nudges)-maxNudges):]
+	})
 	return nil
 }
 
-func (t *Town) nudge(r *Run, now Time, from, text string) {
+func (t *Town) nudge(r *Run, now Time, from, text string, interrupt bool) int {
 	r.NudgeN++
-	r.Nudges = append(r.Nudges, Nudge{N: r.NudgeN, Text: text, From: from})
+	r.Nudges = append(slices.Clone(r.Nudges), Nudge{N: r.NudgeN, Text: text, From: from, Interrupt: interrupt})
 	t.mark(kindRun, r.ID)
-	t.log(now, "run.nudged", r.ID, from, text, "bead", r.Bead)
+	t.log(now, "run.nudged", r.ID, from, text, "bead", r.Bead, "n", strconv.Itoa(r.NudgeN))
+	return r.NudgeN
+}
+
+// nudged takes the word of the runner that messages up to n were delivered.
+func (t *Town) nudged(r *Run, now Time, n int) {
+	for len(r.Nudges) > 0 && r.Nudges[0].N <= n {
+		got := r.Nudges[0]
+		r.Nudges = r.Nudges[1:]
+		t.mark(kindRun, r.ID)
+		b := t.beads[r.Bead]
+		if b == nil {
+			continue
+		}
+		i := slices.IndexFunc(b.Nudges, func(s SentNudge) bool { return s.N == got.N })
+		if i < 0 {
+			continue // the town's own
+		}
+		t.edit(b, now, func() {
+			b.Nudges = slices.Clone(b.Nudges)
+			b.Nudges[i].DeliveredAt, b.Nudges[i].Epoch = now, r.Epoch
+		})
+		t.log(now, "run.nudge_read", r.ID, "", "", "bead", r.Bead, "n", strconv.Itoa(got.N))
+	}
+}
+
+// unread are the messages of people that no agent of the bead read before its run
+// ended. The next one reads them at its begin: there is no turn to interrupt.
+func (b *Bead) unread() []Nudge {
+	var out []Nudge
+	for _, s := range b.Nudges {
+		if s.DeliveredAt == 0 {
+			out = append(out, Nudge{N: s.N, Text: s.Text, From: s.From})
+		}
+	}
+	return out
 }
 
 // currentRun is the id of the bead's latest run.

@@ -55,8 +55,12 @@ type (
 	CancelBead struct{ By, Bead, Reason string }
 	// ReopenBead makes a terminal or escalated bead open again, with fresh counters.
 	ReopenBead struct{ By, Bead, Reason string }
-	// NudgeBead sends a message to the agent at work on a bead.
-	NudgeBead struct{ By, Bead, Text string }
+	// NudgeBead sends a message to the agent at work on a bead, which reads it when
+	// its turn ends; Interrupt ends the turn.
+	NudgeBead struct {
+		By, Bead, Text string
+		Interrupt      bool
+	}
 	// Retry resets the counter of a breaker, a bead's backoff, a dead notice or the
 	// subject of an escalation, named by ID.
 	Retry struct{ By, ID string }

@@ -123,10 +123,7 @@ func (t *Town) report(now Time, in Reports, n int64, p Report) {
 			t.saveFailed(r, now, p.Reason)
 		}
 	case ReportNudged:
-		for len(r.Nudges) > 0 && r.Nudges[0].N <= p.Nudge {
-			r.Nudges = r.Nudges[1:]
-			t.mark(kindRun, r.ID)
-		}
+		t.nudged(r, now, p.Nudge)
 	}
 }
 

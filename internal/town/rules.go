@@ -186,7 +186,7 @@ func (t *Town) ruleStuck(now Time) bool {
 			t.stopRun(r, now, stopStuck)
 		case idle >= t.duration("stuck.nudge_after", b, rig) && r.Stuck == 0:
 			r.Stuck = 1
-			t.nudge(r, now, "town", "There was no sign of life from you for "+idle.Round(time.Second).String()+". Go on, or call done, no_change or escalate.")
+			t.nudge(r, now, "town", "There was no sign of life from you for "+idle.Round(time.Second).String()+". Go on, or call done, no_change or escalate.", false)
 		default:
 			continue
 		}

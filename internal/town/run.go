@@ -77,6 +77,20 @@ type Nudge struct {
 	N    int    `json:"n"`
 	Text string `json:"text"`
 	From string `json:"from,omitempty"`
+	// Interrupt ends the turn in progress, so that it is read at once.
+	Interrupt bool `json:"interrupt,omitempty"`
+}
+
+// SentNudge is what is kept of a person's message to the agents of a bead.
+type SentNudge struct {
+	N         int    `json:"n"` // its number; rises over all runs of the bead
+	From      string `json:"from"`
+	Text      string `json:"text"`
+	Interrupt bool   `json:"interrupt,omitempty"`
+	At        Time   `json:"at"`
+	// DeliveredAt is when the agent of run Epoch had read it; 0: not yet.
+	DeliveredAt Time  `json:"delivered_at,omitempty"`
+	Epoch       int64 `json:"epoch,omitempty"`
 }
 
 // Agent is the permanent identity of a worker: a name with a history.

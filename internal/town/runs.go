@@ -40,6 +40,7 @@ func (t *Town) startRun(b *Bead, r *Rig, now Time) {
 	run := &Run{ID: b.currentRun(), Bead: b.ID, Rig: r.Name, Epoch: b.Epoch, Role: RolePolecat, Agent: a.Name,
 		Preset: chosen.Agent.Value, Provider: chosen.Provider.Value, Model: chosen.Model.Value, Chosen: chosen, OwnProcess: t.text("process_per_run", b, r) == "true",
 		State: RunStarting, Spent: Spend{Runs: 1}, Base: b.Base, Start: cmp.Or(b.Start, b.Base), Branch: b.Branch, CreatedAt: now}
+	run.Nudges, run.NudgeN = b.unread(), b.NudgeN
 	run.Told = t.told(b, run)
 	if t.info.Sandbox.State == SandboxAwake {
 		run.Generation = t.info.Sandbox.Generation

@@ -278,6 +278,34 @@ func TestPrimeTellsTheAgentItsWorkAndRefusesOldOnes(t *testing.T) {
 	}
 }
 
+func TestAMessageIsKeptUntilAnAgentOfTheBeadReadIt(t *testing.T) {
+	d, r := atWork(t)
+	d.do(NudgeBead{By: "ann", Bead: "web-aaaaa", Text: "one"})
+	d.do(NudgeBead{By: "bob", Bead: "web-aaaaa", Text: "two", Interrupt: true})
+	if got := d.town.Desired().Runs[0].Nudges; len(got) != 2 || got[0].Interrupt || !got[1].Interrupt {
+		t.Fatalf("desired: %+v", got)
+	}
+	d.report(Report{Kind: ReportNudged, Run: r.ID, Epoch: 1, Nudge: 1})
+	kept := d.the("web-aaaaa").Nudges
+	if len(kept) != 2 || kept[0].DeliveredAt == 0 || kept[0].Epoch != 1 || kept[1].DeliveredAt != 0 {
+		t.Fatalf("kept: %+v", kept)
+	}
+	d.report(Report{Kind: ReportEnded, Run: r.ID, Epoch: 1, Outcome: OutcomeFailed, Class: ClassInfra, Subject: SubjectKilled, Reason: "signal: killed"})
+	next := d.run("web-aaaaa")
+	if next.Epoch != 2 || len(next.Nudges) != 1 || next.Nudges[0].Text != "two" || next.Nudges[0].N != 2 || next.Nudges[0].Interrupt {
+		t.Fatalf("the next run: %+v", next)
+	}
+	d.do(NudgeBead{By: "ann", Bead: "web-aaaaa", Text: "three"})
+	d.report(Report{Kind: ReportNudged, Run: next.ID, Epoch: 2, Nudge: 3})
+	kept = d.the("web-aaaaa").Nudges
+	if len(kept) != 3 || kept[1].Epoch != 2 || kept[2].N != 3 || kept[2].DeliveredAt == 0 || len(d.run("web-aaaaa").Nudges) != 0 {
+		t.Errorf("kept: %+v", kept)
+	}
+	if rev := d.town.info.DesiredRev; rev == 0 {
+		t.Error("no revision")
+	}
+}
+
 func TestNudges(t *testing.T) {
 	d, r := atWork(t)
 	d.do(NudgeBead{By: "ann", Bead: "web-aaaaa", Text: "one"})

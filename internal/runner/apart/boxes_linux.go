@@ -102,6 +102,14 @@ type firstProcess struct {
 	runners bool // of a call of the runner itself, which ends by itself
 }
 
+// Shut implements Cell: what has begun keeps what it saw, the next command sees it no more.
+func (c *boxCell) Shut(dir string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rooms = slices.DeleteFunc(c.rooms, func(r string) bool { return r == dir })
+	return nil
+}
+
 // Start implements Cell. Every command has a box of its own.
 func (c *boxCell) Start(cmd *exec.Cmd) error {
 	if len(cmd.ExtraFiles) != 0 {
