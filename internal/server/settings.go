@@ -71,7 +71,7 @@ func prefixed(prefix, s string) string {
 // fitSettings completes a change of a town's or a rig's settings that names
 // another agent.
 func (s *Server) fitSettings(ctx context.Context, townID, rig string, set map[string]string) (map[string]string, error) {
-	if set["agent"] == "" {
+	if set["agent"] == "" && set["role.polecat.agent"] == "" {
 		return set, nil
 	}
 	held := map[string]string{}
@@ -92,7 +92,12 @@ func (s *Server) fitSettings(ctx context.Context, townID, rig string, set map[st
 // the only provider there is, and its first model, are the defaults. inherited
 // are the values that hold for the town.
 func (s *Server) chooseModel(set, inherited map[string]string) (map[string]string, error) {
-	p, err := s.preset(cmp.Or(set["agent"], inherited["agent"]))
+	// As the town chooses: what is said of the role goes first.
+	holds := func(key string) string {
+		role := "role.polecat." + key
+		return cmp.Or(set[role], inherited[role], set[key], inherited[key])
+	}
+	p, err := s.preset(holds("agent"))
 	if err != nil || !p.Model.NeedsProvider {
 		return set, err
 	}
@@ -109,7 +114,7 @@ func (s *Server) chooseModel(set, inherited map[string]string) (map[string]strin
 	if set == nil {
 		set = map[string]string{}
 	}
-	name := cmp.Or(set["provider"], inherited["provider"])
+	name := holds("provider")
 	if name == "" {
 		if len(all) > 1 {
 			names := mapped(all, func(p gateway.Provider) string { return p.Name })
@@ -127,7 +132,7 @@ func (s *Server) chooseModel(set, inherited map[string]string) (map[string]strin
 		return nil, errs.New(errs.Invalid, "the agent %s speaks %s with its model, which the provider %s (%s) does not", p.Name, p.Model.Wire, name, provider.Kind).
 			WithHint("%s", cmp.Or(prefixed("use one of: ", strings.Join(mapped(all, func(p gateway.Provider) string { return p.Name }), ", ")), gateway.AddHint))
 	}
-	if cmp.Or(set["model"], inherited["model"]) == "" {
+	if holds("model") == "" {
 		if len(provider.Models) == 0 {
 			return nil, errs.New(errs.Invalid, "the agent %s needs a model, and the provider %s lists none", p.Name, name).
 				WithHint("give the setting model")
