@@ -237,6 +237,9 @@ func testKilledAgent(t *testing.T, program string) {
 	run := w.spawned(id, 0)
 	checkpoint, _ := w.savedFiles(id, "")
 	_, saved := w.savedFiles(id, checkpoint)
+	if !w.alive(run.PID) {
+		t.Fatalf("the agent is said to be process %d, which is somebody else's", run.PID)
+	}
 	if err := syscall.Kill(run.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

@@ -97,8 +97,9 @@ type Request struct {
 	Model         string
 	Messages      []Message
 	Tools         []string
-	Whole         bool // the answer went out to its end
-	Refused       bool // the answer was a fault
+	Whole         bool      // the answer went out to its end
+	Ended         time.Time // when it did
+	Refused       bool      // the answer was a fault
 }
 
 // Message is one message of a request's history.
@@ -178,7 +179,7 @@ func (m *Model) Requests() []*Request {
 func (m *Model) answered(r *http.Request, q *Request) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	q.Whole = r.Context().Err() == nil
+	q.Whole, q.Ended = r.Context().Err() == nil, time.Now()
 }
 
 // Steps returns the requests that the script answered, the oldest first.

@@ -150,6 +150,9 @@ func killStalled(ctx context.Context, o *ordeal) error {
 	if err != nil {
 		return err
 	}
+	if _, ours := processesOf(o.town.root)[pid]; !ours && processesAreVisible() {
+		return fmt.Errorf("the agent is said to be process %d, which is somebody else's", pid)
+	}
 	return syscall.Kill(pid, syscall.SIGKILL)
 }
 
