@@ -23,6 +23,7 @@ what:
   wake     from sling to the agent's process, asleep and awake; what follows -- goes to gastown serve, as --sandbox docker
   create   durable bead creations per second over HTTP
   memory   what an awake town with 8 runs costs the server in memory
+  streams  the way of a model's answer to an agent: delay of the first byte, many streams at once
   recover  a server with awake towns is killed: how soon the next one has them all again
   doctor   an examination of a server with many sleeping towns
   town     a town of 10,000 beads: load, one change
@@ -66,7 +67,7 @@ func runLoad(args []string, out, errOut io.Writer) int {
 		return 2
 	}
 	measure, ok := map[string]func(*loadFlags) func(context.Context, *lab.Place) (any, error){
-		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "recover": loadRecover, "doctor": loadDoctor, "town": loadTown, "all": loadAll,
+		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "streams": loadStreams, "recover": loadRecover, "doctor": loadDoctor, "town": loadTown, "all": loadAll,
 	}[args[0]]
 	if !ok {
 		fmt.Fprintf(errOut, "gastown-lab load: unknown measurement %q\n%s", args[0], loadUsage)

@@ -23,6 +23,7 @@ func loadAll(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
 			func() (lab.Table, error) { return idleLines(ctx, f, p, *towns, 6**length) },
 			func() (lab.Table, error) { return wakeLines(ctx, f, p, *wake) },
 			func() (lab.Table, error) { return createLines(ctx, f, p, *length) },
+			func() (lab.Table, error) { return streamLines(ctx, f, p, *length) },
 			func() (lab.Table, error) { return townLines(ctx, f, p) },
 		} {
 			lines, err := part()

@@ -31,6 +31,8 @@ func run(args []string, out, errOut io.Writer) int {
 		return runFakeServer(args[1:], errOut)
 	case "runner": // what the server of "load memory" starts in its sandboxes
 		return runFakeRunner(errOut)
+	case "stream-client": // what agents of "load streams" run
+		return runStreamClient(args[1:], errOut)
 	case "chaos":
 		return runChaos(args[1:], out, errOut)
 	case "load":
