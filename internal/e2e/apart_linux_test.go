@@ -71,6 +71,12 @@ try "the server's socket" test -S /run/gastown/server/runner.sock
 try "the way to the server" lists /run/gastown
 try "another run's endpoint" git ls-remote "$(echo "$url" | sed "s|$run|VICTIM.1|")"
 try "the runner's endpoint" git ls-remote "$(echo "$url" | sed "s|$run|-|")"
+# Only the runner's git looks at this file now, for a checkpoint.
+git config filter.spy.clean 'id -u >>"$TMPDIR/ran"; cat'
+echo "*.spy filter=spy" >.gitattributes
+echo x >a.spy
+until [ -s "$TMPDIR/ran" ]; do sleep 0.05; done
+while read -r who; do [ "$who" = "$me" ] || echo "reached the user $who by the configuration of git" >>reach.txt; done <"$TMPDIR/ran"
 try "killing the runner" kill -9 $runner
 try "killing the other run" kill -9 $victim
 `
@@ -90,7 +96,7 @@ func TestContainersHoldNoSecret(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("NOT TESTED: looking into the memory of a container's processes needs root")
 	}
-	w := newContainers(t)
+	w := newContainers(t, "checkpoint.interval=300ms")
 	w.settle(api.Gate{Name: "apart", Command: checks})
 	canary := "canary-" + rand.Text()
 	secrets := w.secrets()

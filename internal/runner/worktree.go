@@ -26,6 +26,7 @@ type worktree struct {
 	branch string
 	clone  *rigClone
 	cell   apart.Cell
+	env    []string // of git in it: the cell's home, once it has one
 }
 
 // What is in a room besides a home, which outlives the worktree.
@@ -175,6 +176,7 @@ func (w *worktree) cmd(args ...string) git.Cmd {
 func (w *worktree) do(ctx context.Context, c git.Cmd) (git.Output, error) {
 	defer w.cell.Hold()()
 	c.Start = w.cell.Start
+	c.Env = append(c.Env, w.env...) // for what the agent's configuration starts
 	return w.clone.of.git.Do(ctx, c)
 }
 
