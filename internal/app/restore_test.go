@@ -313,7 +313,7 @@ func TestAClosedGateDoesNotWaitForABodyThatIsNotSent(t *testing.T) {
 	}
 	<-begun
 	g.cancel() // as it is done after a while
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := g.close(ctx, 0); err != nil {
 		t.Fatal(err)

@@ -64,7 +64,7 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	patience = 30 * time.Second
+	patience = 3 * time.Minute
 	theBead  = "app-aaaaa"
 	theRun   = "app-aaaaa.1"
 	branch   = "gt/nux/app-aaaaa"

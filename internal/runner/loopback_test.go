@@ -282,7 +282,7 @@ func TestAnAnswerThatBeginsBeforeItsRequestEndsIsNotCut(t *testing.T) {
 	})
 	h := f.play(func(d *town.DesiredRun) { d.Provider, d.Model = "acme", "m1" })
 	body, pen := io.Pipe()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = pen.CloseWithError(ctx.Err()) })() // an answer that was cut leaves the writer waiting
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.session.Spec.Model.BaseURL+"/chat", body)

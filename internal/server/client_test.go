@@ -15,7 +15,7 @@ import (
 func TestTheClientSpeaksWithTheServer(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	c, err := client.New(client.Options{URL: l.http.URL, Token: testToken, User: "Ada"})
 	if err != nil {

@@ -164,7 +164,7 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 	t.Cleanup(func() {
 		l.srv.Stop()
 		l.http.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		l.hall.Stop(ctx)
 		if err := l.store.Close(); err != nil {

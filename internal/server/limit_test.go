@@ -50,7 +50,7 @@ func (l *lab) await(id string, ok func(*town.Town, town.Time) bool) {
 	l.t.Helper()
 	changed, cancel := l.hall.Watch(id)
 	defer cancel()
-	ctx, end := context.WithTimeout(l.t.Context(), 20*time.Second)
+	ctx, end := context.WithTimeout(l.t.Context(), 2*time.Minute)
 	defer end()
 	notYet := errors.New("not yet")
 	for {
