@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"gastown/internal/api"
 	boxrecord "gastown/internal/sandbox/record"
@@ -121,19 +121,14 @@ func TestBoxesHoldNoSecret(t *testing.T) {
 // boxed is the town's box: what descends from the process that the driver knows.
 func (w *world) boxed() *box {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	found, err := filepath.Glob(filepath.Join(w.data, "sandboxes", "*", boxrecord.File))
-	if err != nil || len(found) != 1 {
-		w.t.Fatalf("the records of sandboxes are %v, %v", found, err)
-	}
-	dir := filepath.Dir(found[0])
-	raw, err := os.ReadFile(found[0])
+	path := w.records()[0]
+	dir := filepath.Dir(path)
+	raw, err := os.ReadFile(path)
 	var rec boxrecord.Record
 	if err == nil {
 		err = json.Unmarshal(raw, &rec)
 	}
-	if err != nil || !rec.Box || ctx.Err() != nil {
+	if err != nil || !rec.Box {
 		w.t.Fatalf("the sandbox is no box: %+v, %v", rec, err)
 	}
 	c := &box{w: w, disk: filepath.Join(dir, "disk"), pids: map[int]string{}}
@@ -192,4 +187,50 @@ func TestBoxesRunTheDemo(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "is asleep after") {
 		t.Fatalf("the demo: %v\n%s", err, out)
 	}
+}
+
+// A box with all that runs in it outlives killed servers; the last one asks its
+// runner to end.
+func TestBoxesOutliveTheServer(t *testing.T) {
+	needsBoxes(t)
+	t.Parallel()
+	w := newWorld(t, builtProgram(t), "sandbox.grace=1s", "lease=9s")
+	w.args = append(w.args, "--isolation", "bwrap")
+	w.start()
+	w.settle()
+	id := w.sling("Long work", "while [ ! -e \"$TMPDIR/release\" ]; do sleep 0.05; done\necho done > work.txt")
+	w.spawned(id, 0)
+	first := w.record()
+	for range 2 {
+		w.kill()
+		began := time.Now()
+		w.start()
+		w.heard(began)
+		if now := w.record(); now != first || !w.alive(first.PID) {
+			t.Fatalf("the sandbox was %+v and is %+v, alive %v", first, now, w.alive(first.PID))
+		}
+	}
+	dir := filepath.Dir(w.records()[0])
+	w.write(filepath.Join(dir, "disk", "work", "web", id, "tmp", "release"), "")
+	if b := w.closed(id); len(b.Runs) != 1 || len(b.Failures) != 0 {
+		t.Errorf("the bead had runs %+v and failures %+v", b.Runs, b.Failures)
+	}
+	w.asleep()
+	if w.alive(first.PID) {
+		t.Error("the box of a sleeping town lives")
+	}
+	log, err := os.ReadFile(filepath.Join(dir, "runner.log"))
+	if err != nil || !strings.Contains(string(log), "the runner ends") {
+		t.Errorf("the runner was not asked to end: %v\n%s", err, log)
+	}
+}
+
+// records are the files that say which sandboxes there are.
+func (w *world) records() []string {
+	w.t.Helper()
+	found, err := filepath.Glob(filepath.Join(w.data, "sandboxes", "*", boxrecord.File))
+	if err != nil || len(found) != 1 {
+		w.t.Fatalf("the records of sandboxes are %v, %v", found, err)
+	}
+	return found
 }
