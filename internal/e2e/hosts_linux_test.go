@@ -103,3 +103,33 @@ func TestRigsOpenHosts(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 }
+
+// Agents without a network are told what opens a host, and reach it then.
+func TestBoxesReachWhatTheirRigOpens(t *testing.T) {
+	needsBoxes(t)
+	t.Parallel()
+	w := newWorld(t, builtProgram(t))
+	w.args = append(w.args, "--isolation", "bwrap")
+	w.start()
+	reachOut(t, w)
+}
+
+func reachOut(t *testing.T, w *world) {
+	files := http.StripPrefix("/repo.git", http.FileServer(http.Dir(w.upstream)))
+	host := site(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			t.Error("the secret of a run went to a host that is not the runner")
+		}
+		files.ServeHTTP(rw, r)
+	}), false)
+	w.git("-C", w.upstream, "update-server-info")
+	w.settle()
+	ask := "git ls-remote http://" + host + "/repo.git"
+	shut := w.sling("Shut", "if "+ask+"; then exit 1; fi\necho shut > shut.txt")
+	w.closed(shut)
+	if logs := w.must("logs", shut); !strings.Contains(logs, "gastown rig set web --town acme --allow-host '"+host+"'") {
+		t.Errorf("the log does not say how to open the host:\n%s", logs)
+	}
+	w.must("rig", "set", "web", "--allow-host", host, "--gate", "reach="+ask)
+	w.closed(w.sling("Open", ask+"\ngit clone -q http://"+host+"/repo.git \"$TMPDIR/c\"\ntest -f \"$TMPDIR/c/list.txt\"\necho open > open.txt"))
+}

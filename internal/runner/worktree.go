@@ -252,8 +252,11 @@ func agentConfig(url, secret, author string) string {
 	set("user", "email", email)
 	set(`remote "origin"`, "url", url)
 	set(`remote "origin"`, "fetch", "+refs/heads/*:refs/remotes/origin/*")
-	set("http", "extraHeader", "Authorization: Bearer "+secret)
-	set("http", "proxy", "")
+	// Of the runner's address only: what else git is sent to must not learn the secret, and
+	// is found through the proxy.
+	base, _, _ := strings.Cut(url, "/git/")
+	set(`http "`+base+`/"`, "extraHeader", "Authorization: Bearer "+secret)
+	set(`http "`+base+`/"`, "proxy", "")
 	set("push", "default", "current")
 	set("commit", "gpgSign", "false")
 	return b.String()
