@@ -34,7 +34,7 @@ func troubles() []trouble {
 func (o *ordeal) free(b api.Bead, runs int) {
 	o.town.t.Helper()
 	if len(b.Runs) != runs || b.Attempts != 1 || b.Charged != 0 || slices.ContainsFunc(b.Failures, func(f api.Failure) bool { return f.Charged }) {
-		o.town.t.Errorf("%d runs, want %d; %d attempts, failures %+v", len(b.Runs), runs, b.Attempts, b.Failures)
+		o.town.t.Fatalf("%d runs, want %d; %d attempts, failures %+v", len(b.Runs), runs, b.Attempts, b.Failures)
 	}
 }
 
