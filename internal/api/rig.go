@@ -20,6 +20,7 @@ type Rig struct {
 	Gates          []Gate            `json:"gates"`
 	Settings       map[string]string `json:"settings,omitempty"`
 	AllowHosts     []string          `json:"allow_hosts,omitempty" doc:"Hosts that its agents and gates may reach through the server: the setting network.allow."`
+	Exposed        []string          `json:"exposed,omitempty" doc:"Names of values that its agents and gates see in their environment, on purpose."`
 	HasCredential  bool              `json:"has_credential"`
 	Credential     *CredentialInfo   `json:"credential,omitempty" doc:"Only where one rig is shown."`
 	UpdateWorktree bool              `json:"update_worktree,omitempty"`
@@ -65,6 +66,9 @@ type EditRig struct {
 	Credential     *Credential `json:"credential,omitempty" doc:"Replaces the rig's. It is tried before anything changes."`
 	NoCredential   bool        `json:"no_credential,omitempty" doc:"Takes the rig's credential away."`
 	ForgetHostKeys bool        `json:"forget_host_keys,omitempty" doc:"The next key of the ssh host is recorded anew."`
+
+	Expose map[string]string `json:"expose,omitempty" doc:"Values by name that agents and gates of the rig see in their environment from their next start on. Agents can read and send them anywhere they can reach."`
+	Hide   []string          `json:"hide,omitempty" doc:"Names of values that they see no longer."`
 }
 
 // RigPlace says in which town a rig is.

@@ -218,7 +218,7 @@ func (a *invocation) rigShowCmd() *cobra.Command {
 		for _, k := range slices.Sorted(maps.Keys(r.Settings)) {
 			set = append(set, k+"="+r.Settings[k])
 		}
-		if err := a.fields("rig", r.Name, "town", r.Town, "state", r.State, "url", r.URL, "credential", credentialText(r), "push", a.pushText(r), "prefix", r.Prefix,
+		if err := a.fields("rig", r.Name, "town", r.Town, "state", r.State, "url", r.URL, "credential", credentialText(r), "push", a.pushText(r), "agents see", strings.Join(r.Exposed, " "), "prefix", r.Prefix,
 			"target", r.Target, "tip", commit(r.Tip), "fetched", a.ago(r.FetchedAt), "hosts", strings.Join(r.AllowHosts, " "), "settings", strings.Join(set, " "), "created", a.ago(r.CreatedAt)); err != nil {
 			return err
 		}
@@ -251,6 +251,7 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 	var gates, allow, deny []string
 	var limit time.Duration
 	var noGates, noCredential, forgetHost bool
+	var expose, hide []string
 	var cf credentialFlags
 	cmd := a.rigAction("set RIG [KEY=VALUE]", "Change settings, gates or the credential of a rig", func(ctx context.Context, c *client.Client, in, rig string, rest []string) error {
 		set, err := assignments("the argument", rest)
@@ -259,6 +260,10 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 		}
 		e := api.EditRig{Set: set, Allow: allow, Deny: deny, NoCredential: noCredential, ForgetHostKeys: forgetHost}
 		if e.Credential, err = a.credential(cf); err != nil {
+			return err
+		}
+		e.Hide = hide
+		if e.Expose, err = a.exposed(expose); err != nil {
 			return err
 		}
 		list, err := parseGates(gates, limit)
@@ -272,7 +277,7 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 			e.Gates = &[]api.Gate{}
 		case len(list) > 0:
 			e.Gates = &list
-		case len(set)+len(allow)+len(deny) == 0 && e.Credential == nil && !noCredential && !forgetHost:
+		case len(set)+len(allow)+len(deny) == 0 && e.Credential == nil && !noCredential && !forgetHost && len(expose)+len(hide) == 0:
 			return errs.New(errs.Invalid, "there is nothing to change").WithHint("give KEY=VALUE, --gate name=command, --no-gates, --allow-host HOST or --credential-file FILE")
 		}
 		_, err = c.EditRig(ctx, in, rig, e)
@@ -283,6 +288,8 @@ func (a *invocation) rigSetCmd() *cobra.Command {
 	cmd.Flags().DurationVar(&limit, "gate-timeout", 0, "time limit of each gate")
 	cmd.Flags().BoolVar(&noGates, "no-gates", false, "take all gates away")
 	cf.flags(cmd)
+	cmd.Flags().StringArrayVar(&expose, "expose", nil, "let agents and gates see a value: NAME takes it from this command's environment, NAME=@FILE from a file, NAME=- from stdin; may be repeated")
+	cmd.Flags().StringArrayVar(&hide, "hide", nil, "name of a value that they see no longer; may be repeated")
 	cmd.Flags().BoolVar(&noCredential, "no-credential", false, "take the credential away")
 	cmd.Flags().BoolVar(&forgetHost, "forget-host-keys", false, "record the key of the ssh host anew")
 	cmd.Flags().StringSliceVar(&allow, "allow-host", nil, "let agents and gates reach HOST[:PORT] or *.HOST[:PORT] through the server; may be repeated")

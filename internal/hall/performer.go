@@ -169,7 +169,10 @@ func (o *Outside) cleanup(ctx context.Context, t TownRef, a town.CleanupBead) er
 }
 
 func (o *Outside) removeRig(ctx context.Context, t TownRef, r town.Rig) error {
-	if err := gone(o.Hub.RemoveRig(ctx, hubID(t, r))); err != nil || r.Secret == "" || o.Vault == nil {
+	if err := gone(o.Hub.RemoveRig(ctx, hubID(t, r))); err != nil || o.Vault == nil {
+		return err
+	}
+	if err := gone(o.Vault.DeletePrefix("expose/" + t.ID + "/" + r.Name)); err != nil || r.Secret == "" {
 		return err
 	}
 	return errors.Join(gone(o.Vault.Delete(r.Secret)), gone(o.Vault.Delete(hub.HostsName(r.Secret))))
@@ -182,7 +185,7 @@ func (o *Outside) removeTown(ctx context.Context, t TownRef) error {
 	if err := gone(o.Hub.RemoveTown(ctx, t.ID)); err != nil || o.Vault == nil {
 		return err
 	}
-	for _, prefix := range []string{"git/" + t.ID, hub.HostsName("git/" + t.ID), notifyKey(t)} {
+	for _, prefix := range []string{"git/" + t.ID, hub.HostsName("git/" + t.ID), "expose/" + t.ID, notifyKey(t)} {
 		if err := gone(o.Vault.DeletePrefix(prefix)); err != nil {
 			return err
 		}

@@ -101,6 +101,7 @@ func (r *Runner) checkCandidate(ctx context.Context, j town.GateJob) ([]town.Gat
 	if err != nil {
 		return nil, err
 	}
+	env = append(env, j.Env...)
 	if r.needsProxy(j.AllowHosts) {
 		user := r.loopback.proxy.admitGates(j, func(text string) { r.log.Warn("a gate was refused a host", "bead", j.Bead, "why", text) })
 		defer r.loopback.proxy.expel(user)

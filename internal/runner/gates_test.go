@@ -179,3 +179,15 @@ func TestAGateThatEndsWhileItIsCancelledEnds(t *testing.T) {
 		t.Errorf("%+v, %v", res, err)
 	}
 }
+
+func TestAGateSeesWhatTheRigExposesAndNothingElseOfOthers(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.candidate(gate("test", `printf '%s' "$NPM_TOKEN" | wc -c; env | grep -c OTHER_TOKEN || true`))
+	f.publish(func(d *town.Desired) { d.Gates[0].Env = []string{"NPM_TOKEN=from the vault\nof two lines"} })
+	f.begin(nil)
+	f.await("gates", func() bool { return len(f.gates) == 1 })
+	if r := f.gates[0].Results; len(r) != 1 || strings.Join(strings.Fields(r[0].Log), " ") != "27 0" {
+		t.Errorf("%+v", r)
+	}
+}

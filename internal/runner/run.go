@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -301,7 +302,7 @@ func (n *run) prepare() error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.tree, n.env, w.env = w, env, env
+	n.tree, n.env, w.env = w, slices.Concat(env, d.Env), env
 	n.saver = &checkpointer{
 		tree: w, hub: n.hub(), start: d.Start, author: n.rig.Author,
 		ref:     "refs/gastown/wip/" + d.Bead + "/" + strconv.FormatInt(d.Epoch, 10),

@@ -262,6 +262,10 @@ func (s *Server) editRig(ctx context.Context, in *editRigIn) (*body[api.Rig], er
 	}
 	defer unlock()
 	set := town.SetRig{By: callOf(ctx).who, Rig: in.Rig, Set: values, Unset: in.Body.Unset, Allow: in.Body.Allow, Deny: in.Body.Deny}
+	set.Hide = in.Body.Hide
+	if set.Expose, err = s.keepExposed(id, in.Rig, in.Body); err != nil {
+		return nil, err
+	}
 	if set.Access, set.Secret, err = s.editAccess(ctx, id, in); err != nil {
 		return nil, err
 	}
@@ -276,6 +280,9 @@ func (s *Server) editRig(ctx context.Context, in *editRigIn) (*body[api.Rig], er
 		if err := s.forget(secretName(id, in.Rig)); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.dropExposed(id, in.Rig, in.Body.Hide); err != nil {
+		return nil, err
 	}
 	return s.showRig(ctx, id, in.Rig)
 }

@@ -167,6 +167,7 @@ func (s *Server) document(c *sandboxCall, after int64, wait time.Duration) error
 		return nil
 	}
 	d.Token = s.cfg.Signer.Token(c.Town, c.Owner, c.Generation, d.TokenAt)
+	s.giveExposed(c.Town, &d)
 	return c.answer(d)
 }
 

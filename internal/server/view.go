@@ -57,7 +57,7 @@ func usesView(t *town.Town, bead string) *api.Uses {
 func rigView(t *town.Town, r town.Rig) api.Rig {
 	in := t.Info()
 	out := api.Rig{Name: r.Name, Town: in.Name, TownID: in.ID, Prefix: r.Prefix, URL: r.URL, Target: r.Target, Gates: []api.Gate{},
-		Settings: r.Settings, AllowHosts: t.AllowedHosts(r.Name), HasCredential: r.Secret != "", UpdateWorktree: r.UpdateWorktree, State: string(r.State),
+		Settings: r.Settings, Exposed: r.Expose, AllowHosts: t.AllowedHosts(r.Name), HasCredential: r.Secret != "", UpdateWorktree: r.UpdateWorktree, State: string(r.State),
 		CreatedAt: r.CreatedAt.Time(), Tip: r.Tip, FetchedAt: r.FetchedAt.Time()}
 	out.Push = api.RigPush{State: "unasked", CheckedAt: r.WriteAt.Time()}
 	if r.WriteAt != 0 {

@@ -113,6 +113,11 @@ func (t *Town) setRig(now Time, in SetRig) error {
 		if err := CheckGates(*in.Gates); err != nil {
 			return err
 		}
+	}
+	if err := t.expose(r, now, by, in); err != nil {
+		return err
+	}
+	if in.Gates != nil {
 		r.Gates = slices.Clone(*in.Gates)
 	}
 	r.Settings = r.Settings.merged(in.Set, in.Unset)

@@ -3,6 +3,7 @@ package town
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +43,10 @@ func (t *Town) desiredRun(r *Run) DesiredRun {
 	d := DesiredRun{ID: r.ID, Bead: r.Bead, Epoch: r.Epoch, Role: r.Role, Rig: r.Rig, Agent: r.Agent, Preset: r.Preset, Provider: r.Provider,
 		Model: r.Model, OwnProcess: r.OwnProcess, Branch: r.Branch, Base: r.Base, Start: r.Start, Nudges: r.Nudges, Verdict: r.Verdict, Stop: r.Stop,
 		TimeLimitMS: int64(t.duration("run.time_limit", b, rig) / time.Millisecond), TurnNudges: t.number("run.turn_nudges", b, rig), AllowHosts: t.AllowedHosts(r.Rig)}
+	if rig != nil && len(rig.Expose) > 0 {
+		// A shared process has one environment: that of the run that began it.
+		d.Expose, d.OwnProcess = slices.Clone(rig.Expose), true
+	}
 	if b != nil {
 		d.Resume, d.ResumeRef, d.Session = b.Checkpoint, b.CheckpointRef, sessionOf(b, r)
 		d.Prompt = t.prompt(b, rig, r)
@@ -53,7 +58,7 @@ func (t *Town) desiredRun(r *Run) DesiredRun {
 }
 
 func (t *Town) gateJob(b *Bead, r *Rig) GateJob {
-	j := GateJob{Bead: b.ID, N: b.Merge.N, Rig: r.Name, Ref: MergeRef(b.ID, b.Merge.N), Candidate: b.Merge.Candidate, AllowHosts: t.AllowedHosts(r.Name)}
+	j := GateJob{Bead: b.ID, N: b.Merge.N, Rig: r.Name, Ref: MergeRef(b.ID, b.Merge.N), Candidate: b.Merge.Candidate, AllowHosts: t.AllowedHosts(r.Name), Expose: slices.Clone(r.Expose)}
 	for _, g := range r.Gates {
 		j.Gates = append(j.Gates, GateLimit{Name: g.Name, Command: g.Command, TimeoutMS: int64(t.gateTimeout(g, r) / time.Millisecond)})
 	}

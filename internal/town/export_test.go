@@ -554,7 +554,7 @@ func TestEveryFieldIsExportedOrLeftOutOnPurpose(t *testing.T) {
 		leftOut          []string
 	}{
 		{Bead{}, ExportBead{}, []string{"branch", "start", "checkpoint", "checkpoint_ref", "session", "session_epoch", "interrupted", "merge", "merge_n", "conflict_tip", "last_call", "refs", "told", "nudges", "nudge_n"}},
-		{Rig{}, ExportRig{}, []string{"secret", "state", "tip", "fetched_at", "write_at"}},
+		{Rig{}, ExportRig{}, []string{"secret", "state", "tip", "fetched_at", "write_at", "expose"}},
 		{RunRecord{}, ExportRun{}, []string{"marks"}},
 		{Failure{}, ExportFailure{}, nil},
 		{Proof{}, ExportProof{}, nil},

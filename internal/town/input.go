@@ -93,6 +93,9 @@ type (
 		// Secret is the new name of its credential, nil for the same.
 		Access string
 		Secret *string
+		// Expose and Hide are names of values that agents and gates see from now on,
+		// or no longer.
+		Expose, Hide []string
 		// Allow and Deny add hosts to the list of network.allow as it holds for the
 		// rig, and take them off it.
 		Allow, Deny []string

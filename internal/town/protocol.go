@@ -50,7 +50,11 @@ type DesiredRun struct {
 	TurnNudges  int    `json:"turn_nudges"`
 	// AllowHosts are the hosts that the server opens to it, when the run began.
 	AllowHosts []string `json:"allow_hosts,omitempty"`
-	Nudges     []Nudge  `json:"nudges,omitempty"`
+	// Expose are the names of values that it sees; Env has them as NAME=value, put in
+	// by the server: they are in no row of the town.
+	Expose []string `json:"expose,omitempty"`
+	Env    []string `json:"env,omitempty"`
+	Nudges []Nudge  `json:"nudges,omitempty"`
 	// Verdict is the accepted verdict: the agent may finish its turn, then ends.
 	Verdict Outcome `json:"verdict,omitempty"`
 	// Stop says why the run must end now; "" lets it run.
@@ -67,6 +71,9 @@ type GateJob struct {
 	Gates     []GateLimit `json:"gates"`
 	// AllowHosts are the hosts that the server opens to the gates.
 	AllowHosts []string `json:"allow_hosts,omitempty"`
+	// Expose and Env are as those of a run.
+	Expose []string `json:"expose,omitempty"`
+	Env    []string `json:"env,omitempty"`
 }
 
 // GateLimit is a gate with its time limit.

@@ -38,6 +38,7 @@ type Rig struct {
 	Settings       Settings `json:"settings,omitempty"`
 	Secret         string   `json:"secret,omitempty"` // name of the credential in the server's vault
 	UpdateWorktree bool     `json:"update_worktree,omitempty"`
+	Expose         []string `json:"expose,omitempty"` // names of values in the vault that its agents and gates see; sorted
 	State          RigState `json:"state"`
 	CreatedAt      Time     `json:"created_at"`
 
