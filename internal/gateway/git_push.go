@@ -30,6 +30,7 @@ func (c *gitCall) pushCmd(force bool, args ...string) git.Cmd {
 		Config: append(c.grant.hidden(),
 			git.Setting{Key: "safe.directory", Value: c.dir},
 			git.Setting{Key: "receive.fsckObjects", Value: "true"},
+			git.Setting{Key: "core.bigFileThreshold", Value: "8m"}, // a larger file is not held in memory, however well it packs
 			git.Setting{Key: "receive.maxInputSize", Value: fmt.Sprint(c.lim.PackBytes)},
 			git.Setting{Key: "receive.denyDeletes", Value: "true"},
 			git.Setting{Key: "receive.denyNonFastForwards", Value: fmt.Sprint(!force)},
