@@ -45,9 +45,9 @@ type liveResult struct {
 	OK       bool       `json:"ok"`
 	Sandbox  string     `json:"sandbox,omitempty"` // the server's driver
 	Uses     *api.Uses  `json:"uses,omitempty"`
-	PromptMS int64      `json:"prompt_ms,omitempty"` // from the work's creation to the agent's first answer
-	DoneMS   int64      `json:"done_ms,omitempty"`   // until the agent said that it is done
-	MergedMS int64      `json:"merged_ms,omitempty"`
+	PromptMS int64      `json:"prompt_ms"` // from the work's creation to the agent's first answer
+	DoneMS   int64      `json:"done_ms"`   // until the agent said that it is done
+	MergedMS int64      `json:"merged_ms"`
 	Tokens   int64      `json:"tokens,omitempty"`
 	Steps    []liveStep `json:"steps"`
 	Failed   string     `json:"failed,omitempty"` // the step that failed
@@ -276,10 +276,16 @@ func (l *live) look(ctx context.Context, b api.Bead) error {
 	}
 	if b.Merge != nil || b.Status == "closed" && b.Proof != nil && b.Proof.Kind == "merged" {
 		if l.verdictAt == 0 {
-			l.verdictAt = now
+			l.verdictAt = max(now, 1)
+			if !b.ClosedAt.IsZero() {
+				l.verdictAt = min(l.verdictAt, since(b.ClosedAt))
+			}
 		}
 		if !l.done["prompt"] && now < l.verdictAt+transcriptFor {
 			return nil // what it said before is still on its way
+		}
+		if !l.done["prompt"] {
+			l.out.PromptMS = l.verdictAt.Milliseconds()
 		}
 		l.pass("prompt", l.verdictAt, "the first prompt was accepted")
 		l.pass("done", l.verdictAt, "it says that it is done, and the server has its commit")

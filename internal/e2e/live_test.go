@@ -46,7 +46,7 @@ func TestLiveCheck(t *testing.T) {
 	h.addProvider()
 
 	var r liveReport
-	h.read(&r, "agents", "check", "opencode", "--live", "--provider", "house")
+	h.read(&r, "agents", "check", "opencode", "--live", "--provider", "house", "--limit", "20m")
 	var names []string
 	for _, s := range r.Steps {
 		names = append(names, s.Name)
@@ -54,7 +54,7 @@ func TestLiveCheck(t *testing.T) {
 	if got := strings.Join(names, " "); !r.OK || got != "server repository town rig work sandbox agent prompt done merge" {
 		t.Errorf("it went through %s: %+v", got, r)
 	}
-	if r.PromptMS <= 0 || r.DoneMS < r.PromptMS || r.MergedMS < r.DoneMS || r.Tokens == 0 {
+	if r.PromptMS < 0 || r.DoneMS < r.PromptMS || r.MergedMS < r.DoneMS || r.Tokens == 0 {
 		t.Errorf("its times and tokens: %+v", r)
 	}
 	t.Logf("first answer after %d ms, done after %d ms, merged after %d ms, %d tokens", r.PromptMS, r.DoneMS, r.MergedMS, r.Tokens)
@@ -67,7 +67,7 @@ func TestLiveCheck(t *testing.T) {
 	}))
 	t.Cleanup(refusing.Close)
 	h.run("provider", "add", "openai-compatible", "refusing", "--base-url", refusing.URL+"/v1", "--model", "m")
-	out, stderr, err := h.try("agents", "check", "opencode", "--live", "--provider", "refusing", "--json")
+	out, stderr, err := h.try("agents", "check", "opencode", "--live", "--provider", "refusing", "--limit", "20m", "--json")
 	r = liveReport{}
 	if jsonErr := json.Unmarshal([]byte(out), &r); err == nil || jsonErr != nil {
 		t.Fatalf("a refused key: %v, %v\n%s%s", err, jsonErr, out, stderr)
