@@ -201,6 +201,7 @@ type UsageDay struct {
 	Runs       int64            `json:"runs" doc:"Runs started."`
 	Tokens     int64            `json:"tokens"`
 	CostMicros int64            `json:"cost_micros" doc:"Millionths of a dollar."`
+	Unpriced   int64            `json:"unpriced_tokens,omitempty" doc:"Tokens of models without a price of their own."`
 }
 
 // LedgerEntry is one line of a town's ledger, and the data of a town's events.

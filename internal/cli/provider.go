@@ -17,7 +17,7 @@ func (a *invocation) providerCmd() *cobra.Command {
 }
 
 func (a *invocation) providerAddCmd() *cobra.Command {
-	var baseURL, keyFile string
+	var baseURL, keyFile, keyEnv string
 	var models, prices []string
 	var allowHTTP bool
 	cmd := a.withJSON(a.command("add KIND NAME", "Add a model provider, or replace one; the kind is openai, anthropic, gemini or openai-compatible", func(ctx context.Context, args []string) error {
@@ -29,6 +29,12 @@ func (a *invocation) providerAddCmd() *cobra.Command {
 		if keyFile != "" {
 			if p.Key, err = a.secretFile("key", keyFile); err != nil {
 				return err
+			}
+		}
+		if keyEnv != "" {
+			if p.Key = strings.TrimSpace(a.env.Getenv(keyEnv)); p.Key == "" || keyFile != "" {
+				return errs.New(errs.Invalid, "the environment variable %s is empty or not set, or there is a file, too", short40(keyEnv)).
+					WithHint("--key-env takes the name of a variable, not the key; give either that or --key-file")
 			}
 		}
 		c, err := a.connect()
@@ -47,6 +53,7 @@ func (a *invocation) providerAddCmd() *cobra.Command {
 	fl := cmd.Flags()
 	fl.StringVar(&baseURL, "base-url", "", "where its API is; needed for openai-compatible, up to and with the version")
 	fl.StringVar(&keyFile, "key-file", "", "file with its key; - for stdin")
+	fl.StringVar(&keyEnv, "key-env", "", "name of the environment variable that holds its key")
 	fl.StringArrayVar(&models, "model", nil, "name of a model; the first is the default; may be repeated")
 	fl.StringArrayVar(&prices, "price", nil, "dollars for a million tokens, as MODEL=INPUT,OUTPUT[,CACHE READ[,CACHE WRITE]]; may be repeated")
 	fl.BoolVar(&allowHTTP, "allow-http", false, "permit plain http to another machine: the key travels unprotected")

@@ -75,8 +75,18 @@ func (a *invocation) usageDays(days []api.UsageDay) error {
 	if err := a.say(""); err != nil {
 		return err
 	}
-	if err := a.table("", []string{"DAY", "AWAKE", "HELD", "GRACE", "STARTING", "DRAINING", "STOPPING", "RUNS", "TOKENS", "COST"}, rows); err != nil || len(holds) == 0 {
+	if err := a.table("", []string{"DAY", "AWAKE", "HELD", "GRACE", "STARTING", "DRAINING", "STOPPING", "RUNS", "TOKENS", "COST"}, rows); err != nil {
 		return err
+	}
+	for _, d := range days {
+		if d.Unpriced > 0 {
+			if err := a.say("%s: %d of the tokens are of models without a price of their own (gastown provider add … --price)", d.Day, d.Unpriced); err != nil {
+				return err
+			}
+		}
+	}
+	if len(holds) == 0 {
+		return nil
 	}
 	if err := a.say(""); err != nil {
 		return err

@@ -69,6 +69,17 @@ func (a passed) output(stream bool) int64 {
 	return max(a.events, (a.bytes-a.events*bytesPerEvent)/bytesPerToken)
 }
 
+// priced reports whether a model has a price of its own, or of the longest name
+// that its own begins with.
+func (p Provider) priced(model string) bool {
+	for name := range p.Prices {
+		if model == name || strings.HasPrefix(model, name+"-") {
+			return true
+		}
+	}
+	return false
+}
+
 // priceOf is what a model costs: that of its name, else of the longest name that
 // its own begins with (providers add dates), else the most that any costs, since
 // whoever asks chooses the model.

@@ -21,7 +21,7 @@ type counted struct {
 
 type meterFunc func(h counted)
 
-func (f meterFunc) ModelUsed(_ ModelGrant, _, model string, t Tokens, cost int64) {
+func (f meterFunc) ModelUsed(_ ModelGrant, _, model string, t Tokens, cost int64, _ bool) {
 	f(counted{model, t, cost})
 }
 

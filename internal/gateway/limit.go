@@ -80,10 +80,10 @@ func (m *model) meter(resp *http.Response, a asked) {
 
 func (m *model) used(a asked, model string, t Tokens) {
 	if a.share != nil {
-		a.share.Spent(t.Total(), a.provider.priceOf(model).Of(t))
+		a.share.Spent(t.Total(), a.provider.priceOf(model).Of(t), a.provider.priced(model))
 		return
 	}
-	m.cfg.Meter.ModelUsed(a.grant, a.provider.Name, model, t, a.provider.priceOf(model).Of(t))
+	m.cfg.Meter.ModelUsed(a.grant, a.provider.Name, model, t, a.provider.priceOf(model).Of(t), a.provider.priced(model))
 }
 
 // unheard counts a request whose sender left before an answer began: once the

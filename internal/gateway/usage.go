@@ -25,9 +25,10 @@ func (t Tokens) Total() int64 { return t.Input + t.Output + t.CacheRead + t.Cach
 // ModelMeter hears what requests used.
 type ModelMeter interface {
 	// ModelUsed says what one answer used; model is its name as the provider says
-	// it, and cost in millionths of a dollar, 0 where there are no prices. It is
+	// it, and cost in millionths of a dollar, 0 where there are no prices; priced says that the
+	// model has a price of its own. It is
 	// called before the agent sees the end of the answer, which waits for it.
-	ModelUsed(g ModelGrant, provider, model string, t Tokens, cost int64)
+	ModelUsed(g ModelGrant, provider, model string, t Tokens, cost int64, priced bool)
 }
 
 // ModelBudget gives requests shares of what their runs may spend.
@@ -39,8 +40,8 @@ type ModelBudget interface {
 
 // Share is what one request holds of a budget.
 type Share interface {
-	// Spent says what the request really used.
-	Spent(tokens, cost int64)
+	// Spent says what the request really used; priced is as of ModelMeter.
+	Spent(tokens, cost int64, priced bool)
 	// End gives back what the request did not use. It may be called again.
 	End()
 }

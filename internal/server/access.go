@@ -102,10 +102,13 @@ const usedTimeout = 10 * time.Second
 
 // ModelUsed implements gateway.ModelMeter. Each answer is a meter of its own, so
 // that a repeat after an unknown outcome counts once, in whatever order answers end.
-func (s *Server) ModelUsed(g gateway.ModelGrant, provider, model string, t gateway.Tokens, cost int64) {
+func (s *Server) ModelUsed(g gateway.ModelGrant, provider, model string, t gateway.Tokens, cost int64, priced bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), usedTimeout)
 	defer cancel()
 	in := town.Metered{Run: g.Run, Epoch: g.Epoch, Meter: "gw-" + rand.Text(), Seq: 1, Tokens: t.Total(), Cost: cost}
+	if !priced {
+		in.Unpriced = in.Tokens
+	}
 	var err error
 	for range 3 {
 		if err = s.hall.Do(ctx, g.Town, in); !errs.Is(err, errs.Unavailable) && !errs.Is(err, errs.Overloaded) {

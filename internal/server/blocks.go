@@ -50,8 +50,9 @@ type block struct {
 	id            string
 	tokens, cost  int64 // granted; 0: nothing limits them
 	used, held    town.Granted
-	requests      int  // under way
-	over, settled bool // over: it takes no more requests
+	unpriced      int64 // of used
+	requests      int   // under way
+	over, settled bool  // over: it takes no more requests
 	begin         time.Time
 	timer         *time.Timer
 }
@@ -229,11 +230,14 @@ func (b *blocks) share(k *block, need town.Granted) *share {
 }
 
 // Spent implements gateway.Share.
-func (s *share) Spent(tokens, cost int64) {
+func (s *share) Spent(tokens, cost int64, priced bool) {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	s.k.used.Tokens += tokens
 	s.k.used.Cost += cost
+	if !priced {
+		s.k.unpriced += tokens
+	}
 }
 
 // End implements gateway.Share. Who uses a block up reports it, so that the town
@@ -292,7 +296,8 @@ func (b *blocks) settle(k *block) {
 	k.timer.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), usedTimeout)
 	defer cancel()
-	err := b.do(ctx, k.key.Town, town.Metered{Run: k.key.Run, Epoch: k.key.Epoch, Meter: k.id, Seq: 1, Tokens: k.used.Tokens, Cost: k.used.Cost})
+	err := b.do(ctx, k.key.Town, town.Metered{Run: k.key.Run, Epoch: k.key.Epoch, Meter: k.id, Seq: 1,
+		Tokens: k.used.Tokens, Cost: k.used.Cost, Unpriced: k.unpriced})
 	if err != nil {
 		b.log.Error("what a run used of its budget could not be recorded: its block will count in full", "run", k.key.Run,
 			"tokens", k.used.Tokens, "cost", k.used.Cost, "err", err)

@@ -156,8 +156,10 @@ func TestAServerThatEndsSettles(t *testing.T) {
 		t.Errorf("%+v", b)
 	}
 	f.srv.Settle()
-	if b := f.budget(); b.Spent != 15 || b.Granted != 0 {
-		t.Errorf("%+v", b)
+	var u api.Usage
+	f.call("GET", "/api/v1/towns/alpha/usage", nil).want(200, &u)
+	if b := f.budget(); b.Spent != 15 || b.Granted != 0 || u.Days[0].Unpriced != 15 {
+		t.Errorf("%+v, %+v", b, u.Days)
 	}
 	if len(f.srv.blocks.runs) != 0 {
 		t.Errorf("%d accounts are left", len(f.srv.blocks.runs))
@@ -170,7 +172,7 @@ func TestWithoutABudgetEachAnswerIsCountedAtOnce(t *testing.T) {
 	f.ask().want(200, nil)
 	var u api.Usage
 	f.call("GET", "/api/v1/towns/alpha/usage", nil).want(200, &u)
-	if len(u.Days) != 1 || u.Days[0].Tokens != 15 || len(f.srv.blocks.runs) != 0 {
+	if len(u.Days) != 1 || u.Days[0].Tokens != 15 || u.Days[0].Unpriced != 15 || len(f.srv.blocks.runs) != 0 {
 		t.Errorf("%+v", u.Days)
 	}
 }

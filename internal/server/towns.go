@@ -315,7 +315,7 @@ func usageView(t *town.Town, now town.Time) api.Usage {
 		out.AwakeMS += max(int64(now-m.Since), 0) // not booked yet
 	}
 	out.Days = mapped(t.Usage(now.Time()), func(u town.Usage) api.UsageDay {
-		return api.UsageDay{Day: u.Day, AwakeMS: u.Awake(), StartingMS: u.Starting, HeldMS: u.Held, GraceMS: u.Grace,
+		return api.UsageDay{Day: u.Day, Unpriced: u.Unpriced, AwakeMS: u.Awake(), StartingMS: u.Starting, HeldMS: u.Held, GraceMS: u.Grace,
 			DrainingMS: u.Draining, StoppingMS: u.Stopping, Holds: u.Holds,
 			Runs: u.Runs, Tokens: u.Tokens, CostMicros: u.Cost}
 	})

@@ -206,6 +206,8 @@ type (
 		Seq    int64
 		Tokens int64
 		Cost   int64 // millionths of a dollar
+		// Unpriced is how many of the tokens are of models without a price of their own.
+		Unpriced int64
 	}
 	// TakeBlock asks for what a run needs to go on spending, in the name of the meter
 	// that will settle it with its report number 1. A repeat prolongs the block.

@@ -214,7 +214,7 @@ func (t *Town) metered(now Time, in Metered) error {
 	if err := cleanLine("name of the meter", in.Meter, 64); err != nil {
 		return err
 	}
-	if in.Meter == "" || in.Seq < 1 || in.Tokens < 0 || in.Tokens > maxMeterTokens || in.Cost < 0 || in.Cost > maxMeterCost {
+	if in.Meter == "" || in.Seq < 1 || in.Tokens < 0 || in.Tokens > maxMeterTokens || in.Cost < 0 || in.Cost > maxMeterCost || in.Unpriced < 0 || in.Unpriced > in.Tokens {
 		return errs.New(errs.Invalid, "a report of usage needs a meter, a number from 1, and tokens and cost that can be")
 	}
 	bead, epoch, _ := strings.Cut(in.Run, ".")
@@ -241,13 +241,19 @@ func (t *Town) metered(now Time, in Metered) error {
 		if in.Tokens > 0 {
 			t.providerWorks(now, limitSubject(r))
 		}
-		t.spend(day, s)
+		t.spendMetered(day, s, in)
 		return nil
 	}
 	if t.meteredLate(b, i, in, s) {
-		t.spend(day, s)
+		t.spendMetered(day, s, in)
 	}
 	return nil
+}
+
+func (t *Town) spendMetered(day string, s Spend, in Metered) {
+	t.spend(day, s)
+	u := t.usageOf(day)
+	u.Unpriced = sum(u.Unpriced, in.Unpriced)
 }
 
 // meteredLate counts what a run spent that has ended; false: it was counted before.

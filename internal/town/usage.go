@@ -41,6 +41,8 @@ type Usage struct {
 	Runs   int64 `json:"runs,omitempty"` // started
 	Tokens int64 `json:"tokens,omitempty"`
 	Cost   int64 `json:"cost_micros,omitempty"` // millionths of a dollar
+	// Unpriced is how many of the tokens are of models without a price of their own.
+	Unpriced int64 `json:"unpriced_tokens,omitempty"`
 }
 
 // Awake is the awake time of the day in all phases.
