@@ -133,3 +133,5 @@ func reachOut(t *testing.T, w *world) {
 	w.must("rig", "set", "web", "--allow-host", host, "--gate", "reach="+ask)
 	w.closed(w.sling("Open", ask+"\ngit clone -q http://"+host+"/repo.git \"$TMPDIR/c\"\ntest -f \"$TMPDIR/c/list.txt\"\necho open > open.txt"))
 }
+
+func TestContainersReachWhatTheirRigOpens(t *testing.T) { reachOut(t, newContainers(t)) }
