@@ -24,6 +24,7 @@ what:
   create   durable bead creations per second over HTTP
   memory   what an awake town with 8 runs costs the server in memory
   streams  the way of a model's answer to an agent: delay of the first byte, many streams at once
+  agents   what runs of a real agent cost in one sandbox; its program must be in PATH
   recover  a server with awake towns is killed: how soon the next one has them all again
   doctor   an examination of a server with many sleeping towns
   town     a town of 10,000 beads: load, one change
@@ -67,7 +68,7 @@ func runLoad(args []string, out, errOut io.Writer) int {
 		return 2
 	}
 	measure, ok := map[string]func(*loadFlags) func(context.Context, *lab.Place) (any, error){
-		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "streams": loadStreams, "recover": loadRecover, "doctor": loadDoctor, "town": loadTown, "all": loadAll,
+		"idle": loadIdle, "wake": loadWake, "create": loadCreate, "memory": loadMemory, "streams": loadStreams, "agents": loadAgents, "recover": loadRecover, "doctor": loadDoctor, "town": loadTown, "all": loadAll,
 	}[args[0]]
 	if !ok {
 		fmt.Fprintf(errOut, "gastown-lab load: unknown measurement %q\n%s", args[0], loadUsage)
@@ -187,6 +188,18 @@ func loadMemory(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
 			return nil, err
 		}
 		return lab.MeasureMemory(ctx, lab.MemoryOptions{Place: p, Towns: *towns, Runs: *runs, Note: f.note})
+	}
+}
+
+func loadAgents(f *loadFlags) func(context.Context, *lab.Place) (any, error) {
+	agent := f.set.String("agent", "opencode", "preset; one that speaks the format of OpenAI's chat completions")
+	runs := f.set.Int("runs", 8, "beads, worked on at once")
+	own := f.set.Bool("process-per-run", false, "a process for each run, although the agent could share")
+	return func(ctx context.Context, p *lab.Place) (any, error) {
+		if err := within("runs", *runs, 1, 100); err != nil {
+			return nil, err
+		}
+		return lab.MeasureAgents(ctx, lab.AgentsOptions{Place: p, Agent: *agent, Runs: *runs, Own: *own, Note: f.note})
 	}
 }
 

@@ -72,3 +72,53 @@ func field(text, name string) string {
 	}
 	return "0"
 }
+
+// agentMemory sums what the processes of agents hold that run below a directory,
+// and counts those that are not their tools'. One that ends meanwhile counts for nothing.
+func agentMemory(below string) (bytes int64, agents int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, 0, err
+	}
+	parents := map[string]string{}
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		if err != nil || !strings.Contains(string(env), "GASTOWN_AGENT_COOKIE=") || !strings.Contains(string(env), below) {
+			continue
+		}
+		rollup, err := os.ReadFile(filepath.Join("/proc", e.Name(), "smaps_rollup"))
+		if err != nil {
+			continue
+		}
+		kb, err := strconv.ParseInt(field(string(rollup), "Pss:"), 10, 64)
+		if err != nil {
+			continue
+		}
+		status, err := os.ReadFile(filepath.Join("/proc", e.Name(), "status"))
+		if err != nil {
+			continue
+		}
+		parent := field(string(status), "PPid:")
+		if sameProgram(e.Name(), parent) {
+			continue // between fork and exec: its memory is its parent's
+		}
+		bytes += kb << 10
+		parents[e.Name()] = parent
+	}
+	for _, parent := range parents {
+		if _, ok := parents[parent]; !ok {
+			agents++
+		}
+	}
+	return bytes, agents, nil
+}
+
+// sameProgram reports whether two processes have the same arguments.
+func sameProgram(pid, other string) bool {
+	one, err1 := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+	two, err2 := os.ReadFile(filepath.Join("/proc", other, "cmdline"))
+	return err1 == nil && err2 == nil && string(one) == string(two)
+}
