@@ -100,7 +100,7 @@ func TestWhatNobodyStaysToHearIsCounted(t *testing.T) {
 		if got.used != (Tokens{Input: 10_000}) {
 			t.Errorf("counted %+v, want 10,000 tokens of input", got)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("nothing was counted")
 	}
 }

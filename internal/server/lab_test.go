@@ -285,7 +285,7 @@ func (l *lab) box(tn api.Town) (town.StartSandbox, string) {
 	select {
 	case b := <-l.boxes:
 		return b, l.signer.Token(tn.ID, tn.Owner, b.Generation, b.TokenAt)
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		l.t.Fatal("no sandbox was started")
 	}
 	panic("unreachable")
