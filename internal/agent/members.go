@@ -28,14 +28,15 @@ type members struct {
 	mu      sync.Mutex // guards the fields below
 	list    []*Agent
 	byID    map[acp.SessionId]*Agent
-	opening *Agent // gets updates of a session whose id is not known yet
+	opening *Agent                 // gets updates of a session whose id is not known yet
+	left    map[acp.SessionId]bool // sessions of which nothing more is heard
 	over    bool
 	secrets []string
 	redact  redactor
 }
 
 func newMembers(first *Agent) *members {
-	return &members{list: []*Agent{first}, byID: map[acp.SessionId]*Agent{}, opening: first}
+	return &members{list: []*Agent{first}, byID: map[acp.SessionId]*Agent{}, left: map[acp.SessionId]bool{}, opening: first}
 }
 
 // know adds secrets that no event of the process may show.
@@ -67,6 +68,7 @@ func (m *members) add(a *Agent) bool {
 	}
 	m.list = append(m.list, a)
 	m.opening = a
+	delete(m.left, acp.SessionId(a.spec.LoadSession)) // it comes back
 	return true
 }
 
@@ -81,14 +83,15 @@ func (m *members) opened(a *Agent) {
 }
 
 // of finds the session of a message; only is for a process that has but one,
-// whatever the agent calls it.
+// whatever the agent calls it. What comes late of one that left is nobody's, and
+// never that of the one that is being opened.
 func (m *members) of(id acp.SessionId, only bool) *Agent {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if only && len(m.list) == 1 {
 		return m.list[0]
 	}
-	if a := m.byID[id]; a != nil {
+	if a := m.byID[id]; a != nil || m.left[id] {
 		return a
 	}
 	return m.opening
@@ -106,6 +109,7 @@ func (m *members) leave(a *Agent) (last bool) {
 	m.list = slices.DeleteFunc(m.list, func(o *Agent) bool { return o == a })
 	if m.byID[a.session] == a {
 		delete(m.byID, a.session)
+		m.left[a.session] = true
 	}
 	if m.opening == a {
 		m.opening = nil

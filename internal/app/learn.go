@@ -36,8 +36,8 @@ func (a *App) learn(v *vault.Vault) error {
 	return nil
 }
 
-// secretsIn returns what of a value in the vault is secret: of one in JSON, the
-// fields that are.
+// secretsIn returns what of a value in the vault is secret: of a provider or a
+// credential of git in JSON, the field that is. Other JSON is a person's own.
 func secretsIn(name string, value []byte) []string {
 	if strings.HasPrefix(name, publicSecrets) {
 		return nil
@@ -46,7 +46,7 @@ func secretsIn(name string, value []byte) []string {
 		Key    string `json:"key"`
 		Secret string `json:"secret"`
 	}
-	if json.Unmarshal(value, &fields) == nil {
+	if json.Unmarshal(value, &fields) == nil && fields.Key+fields.Secret != "" {
 		return []string{fields.Key, fields.Secret}
 	}
 	return []string{string(value)}

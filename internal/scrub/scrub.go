@@ -226,26 +226,37 @@ func (x *index) at(text string, i int) int {
 	return 0
 }
 
-// ofEnds replaces a part of a value at the ends of a text.
+// ofEnds replaces a part of a value at the ends of a text, one at each: texts come
+// from strangers, and what stands before a part is no end.
 func (x *index) ofEnds(text string) string {
 	if x == nil {
 		return text
 	}
-	for i := max(0, len(text)-x.most); i+minPart <= len(text); i++ {
-		for _, v := range x.heads[key(text[i:])] {
-			if len(text)-i < len(v) && strings.HasPrefix(v, text[i:]) {
-				return x.ofEnds(text[:i]) + Mark
-			}
-		}
+	after := ""
+	if i := x.begun(text); i < len(text) {
+		text, after = text[:i], Mark
 	}
 	for n := min(len(text), x.most); n >= minPart; n-- {
 		for _, v := range x.tails[key(text[n-minPart:])] {
 			if n < len(v) && strings.HasSuffix(v, text[:n]) {
-				return Mark + text[n:]
+				return Mark + text[n:] + after
 			}
 		}
 	}
-	return text
+	return text + after
+}
+
+// begun is where the part of a value begins with which a text ends, the text's
+// length for none.
+func (x *index) begun(text string) int {
+	for i := max(0, len(text)-x.most); i+minPart <= len(text); i++ {
+		for _, v := range x.heads[key(text[i:])] {
+			if len(text)-i < len(v) && strings.HasPrefix(v, text[i:]) {
+				return i
+			}
+		}
+	}
+	return len(text)
 }
 
 // JSON returns a JSON text whose strings, and names of fields, have no secrets,
@@ -323,9 +334,28 @@ func (t *Stream) Next(piece string) string {
 	cut := len(text) - t.tail(text)
 	t.held = text[cut:]
 	if len(t.held) > maxHeld {
-		cut, t.held = len(text), ""
+		cut = t.apart(text)
+		t.held = text[cut:]
 	}
 	return t.clean(text[:cut])
+}
+
+// apart is where a text of which too much is held can be cut: so that the end
+// that stays is short, but longer than most secrets, and none is on both sides.
+func (t *Stream) apart(text string) int {
+	cut := len(text) - maxHeld/4
+	x := t.set.now.Load()
+	for i := 0; i < cut; {
+		n := max(x.at(text, i), shapeAt(text, i))
+		if n > 0 && i+n > cut {
+			if len(text)-i > maxHeld {
+				return len(text) // it is longer than what may be held: all of it is covered
+			}
+			return i
+		}
+		i += max(n, 1)
+	}
+	return cut
 }
 
 // Rest ends the text and returns what was held back.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -143,8 +144,39 @@ func TestAStreamTellsWhatIsWhole(t *testing.T) {
 	if got := st.Next(" and\n"); got != "words and\n" || st.Held() {
 		t.Errorf("%q", got)
 	}
-	if got := st.Next(strings.Repeat("x", maxHeld+1)); len(got) != maxHeld+1 {
+	if got := st.Next(strings.Repeat("x", maxHeld+1)); len(got) != maxHeld+1-maxHeld/4 {
 		t.Errorf("%d bytes of one word are held", maxHeld+1-len(got))
+	}
+}
+
+func TestASecretInAWordWithoutEndIsFound(t *testing.T) {
+	t.Parallel()
+	token := "ghp_" + strings.Repeat("aB3", 12)
+	for before := maxHeld - maxHeld/4 - 60; before <= maxHeld+1; before += 13 {
+		st := known(simple).Stream()
+		var out strings.Builder
+		text := strings.Repeat(".", before) + simple + "." + token + strings.Repeat(".", 2*maxHeld)
+		for part := range slices.Chunk([]byte(text), 1009) {
+			out.WriteString(st.Next(string(part)))
+		}
+		out.WriteString(st.Rest())
+		if want := strings.Replace(strings.Replace(text, simple, Mark, 1), token, Mark, 1); out.String() != want {
+			t.Fatalf("after %d bytes: %d bytes, want %d, and the value is in it: %v", before, out.Len(), len(want), strings.Contains(out.String(), simple[:10]))
+		}
+	}
+	st := known(simple).Stream()
+	if got := st.Next(strings.TrimSuffix(pem, "-----END OPENSSH PRIVATE KEY-----\n") + strings.Repeat("x", maxHeld)); got+st.Rest() != Mark {
+		t.Errorf("a key that is longer than what may be held: %.100q", got)
+	}
+}
+
+func TestOnlyTheEndsOfATextAreTakenForParts(t *testing.T) {
+	t.Parallel()
+	// Whoever knows how a secret begins can repeat it: that must cost no more than once.
+	const times = 1 << 17
+	head := simple[:minPart]
+	if got := known(simple).Text(strings.Repeat(head, times)); got != strings.Repeat(head, times-1)+Mark {
+		t.Errorf("%d of %d are left", strings.Count(got, head), times)
 	}
 }
 
