@@ -143,6 +143,11 @@ func (c *checkpointer) open() (*privateIndex, error) {
 	return p, c.tree.cell.Give(c.scratch)
 }
 
+// maxIndex is the size of an agent's index, in bytes, above which it is not copied
+// (some two million files). The copy is written by the runner, whom no limit of the
+// run holds, and a file with holes can have any size.
+const maxIndex = 256 << 20
+
 // seed copies the agent's index, if there is one.
 func (p *privateIndex) seed() error {
 	src, err := p.tree.cell.Open(filepath.Join(p.tree.admin, "index"))
@@ -156,10 +161,16 @@ func (p *privateIndex) seed() error {
 	if err != nil {
 		return errors.Join(err, src.Close())
 	}
-	_, err = io.Copy(dst, src)
-	st, serr := src.Stat()
-	if err = errors.Join(err, serr, src.Close(), dst.Close()); err != nil {
+	st, err := src.Stat()
+	var n int64
+	if err == nil && st.Size() <= maxIndex {
+		n, err = io.Copy(dst, io.LimitReader(src, maxIndex+1))
+	}
+	if err = errors.Join(err, src.Close(), dst.Close()); err != nil {
 		return err
+	}
+	if st.Size() > maxIndex || n > maxIndex {
+		return os.Remove(p.file) // one is made of HEAD
 	}
 	// git takes entries as new as their index for possibly stale: the copy must
 	// not look newer than it is.

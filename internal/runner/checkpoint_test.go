@@ -64,6 +64,18 @@ func (b *workbench) files(commit string) []string {
 	return strings.Split(b.must(b.clone.dir, "ls-tree", "-r", "--name-only", commit), "\n")
 }
 
+func TestAnIndexWithoutEndIsNotCopied(t *testing.T) {
+	t.Parallel()
+	b := newWorkbench(t)
+	b.write(b.w.dir, "a.txt", "changed")
+	if err := os.Truncate(filepath.Join(b.w.admin, "index"), maxIndex+1); err != nil { // a hole
+		t.Fatal(err)
+	}
+	if got := b.must(b.clone.dir, "show", b.save().Commit+":a.txt"); got != "changed" {
+		t.Errorf("the checkpoint holds %q", got)
+	}
+}
+
 func TestACheckpointLeavesTheAgentsStateAlone(t *testing.T) {
 	t.Parallel()
 	b := newWorkbench(t)
