@@ -28,10 +28,12 @@ const (
 )
 
 // Dialer connects sandboxes to hosts that their rig opens. The zero value asks
-// the system's resolver.
+// the system.
 type Dialer struct {
 	// Lookup resolves a name; nil asks the system.
 	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
+	// Own are the addresses of this machine with their networks; nil asks the system.
+	Own func() ([]net.Addr, error)
 }
 
 // Dial connects to a name, or to ip where that is valid. Every address is looked
@@ -50,7 +52,7 @@ func (d *Dialer) Dial(ctx context.Context, name string, ip netip.Addr, port uint
 	var last error
 	for _, ip := range ips {
 		ip = ip.Unmap().WithZone("")
-		if !private && !Public(ip) {
+		if !private && (!Public(ip) || d.near(ip)) {
 			inward = true
 			continue
 		}
@@ -68,6 +70,26 @@ func (d *Dialer) Dial(ctx context.Context, name string, ip netip.Addr, port uint
 		return nil, last
 	}
 	return nil, errs.New(errs.Unavailable, "no connection to port %d: %s", port, cause(last))
+}
+
+// near reports whether an address is this machine's, or of a network that it is
+// in: what listens there counts on a firewall that is passed from inside. Public
+// addresses of IPv6 are mostly such.
+func (d *Dialer) near(ip netip.Addr) bool {
+	own := d.Own
+	if own == nil {
+		own = net.InterfaceAddrs
+	}
+	addrs, err := own()
+	if err != nil {
+		return true // nothing is opened that is not known
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.Contains(ip.AsSlice()) {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *Dialer) resolve(ctx context.Context, name string) ([]netip.Addr, error) {
@@ -108,6 +130,7 @@ func Public(ip netip.Addr) bool {
 		return false
 	}
 	for _, p := range []string{"100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4", "0.0.0.0/8", "192.88.99.0/24",
+		"168.63.129.16/32", // what machines on Azure ask for their secrets
 		"64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "fec0::/10"} {
 		if netip.MustParsePrefix(p).Contains(ip) {
 			return false
