@@ -78,6 +78,40 @@ func TestLimitsOfAProviderAreToldAndPassedOn(t *testing.T) {
 	}
 }
 
+// An agent paces itself by what its provider says of its limits, at an answer
+// and at a refusal; who pays for it is none of its business.
+func TestAProvidersOwnHeadersOnLimitsArePassedOn(t *testing.T) {
+	t.Parallel()
+	passed := map[string]string{
+		"Anthropic-Ratelimit-Requests-Remaining": "49", "Anthropic-Ratelimit-Tokens-Reset": "2026-03-01T12:00:00Z",
+		"X-Ratelimit-Remaining-Requests": "99", "X-Ratelimit-Reset-Tokens": "6m0s", "Retry-After": "3",
+	}
+	for _, status := range []int{http.StatusOK, http.StatusTooManyRequests} {
+		base, _ := newLimitLab(t, func(w http.ResponseWriter, _ *http.Request) {
+			for name, value := range passed {
+				w.Header().Set(name, value)
+			}
+			w.Header().Set("Openai-Organization", "acme")
+			w.Header().Set("Set-Cookie", "account=1")
+			w.WriteHeader(status)
+		}, make(heard, 1))
+		res := post(t, base+"house/chat/completions", strings.NewReader("{}"))
+		if res.StatusCode != status {
+			t.Errorf("status %d, want %d", res.StatusCode, status)
+		}
+		for name, want := range passed {
+			if got := res.Header.Get(name); got != want {
+				t.Errorf("with status %d, %s is %q, want %q", status, name, got, want)
+			}
+		}
+		for _, name := range []string{"Openai-Organization", "Set-Cookie"} {
+			if got := res.Header.Get(name); got != "" {
+				t.Errorf("with status %d, %s is %q", status, name, got)
+			}
+		}
+	}
+}
+
 func TestAnAnswerAfterALimitIsTold(t *testing.T) {
 	t.Parallel()
 	h := make(heard, 1)
