@@ -97,7 +97,7 @@ func TestContainersHoldNoSecret(t *testing.T) {
 		t.Skip("NOT TESTED: looking into the memory of a container's processes needs root")
 	}
 	w := newContainers(t, "checkpoint.interval=300ms")
-	w.settle(api.Gate{Name: "apart", Command: checks})
+	w.settlePrivately(api.Gate{Name: "apart", Command: checks})
 	canary := "canary-" + rand.Text()
 	secrets := w.secrets()
 
@@ -111,9 +111,13 @@ func TestContainersHoldNoSecret(t *testing.T) {
 	c := w.container()
 	own := c.runSecret(victim)
 	control := map[string]string{"the secret of a run": own, "a planted text": canary, "the address of the server": w.server.url}
+	logins := w.private.logins.Load()
 	c.holdsNone(secrets, control)
 	w.write(filepath.Join(c.disk, "work", "web", victim, "tmp", "release"), "")
 	w.closed(victim)
+	if logins == 0 || w.private.logins.Load() <= logins {
+		t.Errorf("the rig's credential was not in use: %d logins", logins)
+	}
 }
 
 // newContainers is a world whose server runs sandboxes in containers.
@@ -174,27 +178,26 @@ fi`)
 	}
 }
 
-// secrets are all that the server must keep to itself. A provider's key and a
-// credential are made for it; both lie where real ones do.
+// secrets are all that the server must keep to itself. A provider's key is made
+// for it; the credential is the one that the rig is reached with.
 func (w *world) secrets() map[string]string {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if _, err := w.api.AddProvider(ctx, api.CreateProvider{Kind: "openai-compatible", Name: "house", BaseURL: "http://127.0.0.1:1/v1", Key: "sk-" + rand.Text()}); err != nil {
+	key := "sk-" + rand.Text()
+	if _, err := w.api.AddProvider(ctx, api.CreateProvider{Kind: "openai-compatible", Name: "house", BaseURL: "http://127.0.0.1:1/v1", Key: key}); err != nil {
 		w.t.Fatal(err)
 	}
 	v, err := vault.Open(filepath.Join(w.data, "vault"))
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := v.Put("git/"+w.town+"/planted", []byte("ghp-"+rand.Text())); err != nil {
-		w.t.Fatal(err)
-	}
 	names, err := v.List("")
 	if err != nil || len(names) < 3 {
 		w.t.Fatalf("the vault has %v, %v", names, err)
 	}
-	out := map[string]string{"the admin token": w.token()}
+	// In the vault these two are part of a text that says more.
+	out := map[string]string{"the admin token": w.token(), "the key of a provider": key, "the credential of the rig": w.private.token}
 	for _, name := range names {
 		value, err := v.Get(name)
 		if err != nil {

@@ -95,7 +95,7 @@ func TestBoxesHoldNoSecret(t *testing.T) {
 	w.write(filepath.Join(home, "key"), "private")
 	w.args, w.env = append(w.args, "--isolation", "bwrap"), append(w.env, "HOME="+home)
 	w.start()
-	w.settle(api.Gate{Name: "apart", Command: boxChecks})
+	w.settlePrivately(api.Gate{Name: "apart", Command: boxChecks})
 	canary := "canary-" + rand.Text()
 	secrets := w.secrets()
 

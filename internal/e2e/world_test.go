@@ -63,7 +63,8 @@ type world struct {
 	t          *testing.T
 	program    string
 	root, data string
-	upstream   string // the bare repository that work lands in
+	upstream   string   // the bare repository that work lands in
+	private    *private // how the server reaches it; nil: by its path
 	args, env  []string
 	server     *life // the newest
 	api        *client.Client
@@ -284,13 +285,18 @@ func pass(d time.Duration) { <-time.After(d) }
 // settle makes the town acme with the rig web.
 func (w *world) settle(gates ...api.Gate) {
 	w.t.Helper()
+	w.addRig(api.AddRig{URL: w.upstream, Gates: gates})
+}
+
+func (w *world) addRig(rig api.AddRig) {
+	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	town, err := w.api.CreateTown(ctx, api.CreateTown{Name: "acme"})
 	if err == nil {
 		w.town = town.ID
-		_, err = w.api.AddRig(ctx, "acme", api.AddRig{Name: "web", URL: w.upstream, Prefix: "web", Gates: gates,
-			Settings: map[string]string{"agent": "scripted"}})
+		rig.Name, rig.Prefix, rig.Settings = "web", "web", map[string]string{"agent": "scripted"}
+		_, err = w.api.AddRig(ctx, "acme", rig)
 	}
 	if err != nil {
 		w.t.Fatal(err)
