@@ -18,6 +18,7 @@ import (
 	"gastown/internal/agent"
 	"gastown/internal/errs"
 	"gastown/internal/runner/wire"
+	"gastown/internal/scrub"
 	"gastown/internal/town"
 )
 
@@ -254,7 +255,7 @@ func TestACrewIsFullAfterItsRuns(t *testing.T) {
 		crew crew
 		want bool
 	}{
-		"has room":        {crew{key: key, host: host, runs: 7, served: 31}, true},
+		"has room":        {crew{key: key, host: host, runs: maxCrew - 1, served: maxSlots - 1}, true},
 		"is full":         {crew{key: key, host: host, runs: maxCrew, served: 8}, false},
 		"served its time": {crew{key: key, host: host, runs: 1, served: maxSlots}, false},
 		"is ending":       {crew{key: key, host: host, runs: 0, served: 2}, false},
@@ -282,7 +283,7 @@ func TestWhatAProcessOfSeveralRunsPrintsIsNoSignOfLifeOfEach(t *testing.T) {
 
 func TestWhoStandsForSeveralRunsGoesOutAsOneThatLives(t *testing.T) {
 	t.Parallel()
-	p := newProxy(nil, slog.New(slog.DiscardHandler))
+	p := newProxy(&api{scrub: &scrub.Set{}}, slog.New(slog.DiscardHandler))
 	var told []string
 	one := p.admitRun("app-1.1", 1, func(string) { told = append(told, "one") })
 	two := p.admitRun("app-2.1", 1, func(string) { told = append(told, "two") })

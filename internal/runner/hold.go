@@ -138,7 +138,7 @@ func (s *spool) fill() {
 		s.mu.Lock()
 		more := !s.done && s.err == nil && len(s.buf) < keepBody-copySize && s.kept.Load() < keepAll-copySize
 		if more {
-			s.read(make([]byte, copySize))
+			_, _ = s.read(make([]byte, copySize)) // s.err keeps what went wrong
 		}
 		s.mu.Unlock()
 		if !more {

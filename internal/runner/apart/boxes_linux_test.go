@@ -37,11 +37,12 @@ func boxes(t *testing.T) (disk string, k *apart.Keeper) {
 	}
 	// The test binary lies where boxes have nothing of this machine.
 	program := filepath.Join(disk, "rigs", "program")
-	raw, err := os.ReadFile(os.Args[0])
-	if err = errors.Join(err, os.WriteFile(program, raw, 0o755)); err != nil {
-		t.Fatal(err)
+	// Not by this process: what it forks meanwhile would hold the file open for
+	// writing, and the kernel runs no such file.
+	if out, err := exec.CommandContext(t.Context(), "cp", os.Args[0], program).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	k, err = apart.NewBoxes(disk, program)
+	k, err := apart.NewBoxes(disk, program)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +83,7 @@ func shell(t *testing.T, c apart.Cell, dir, script string) (*exec.Cmd, *bufio.Re
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stdout = theirs
+	cmd.Stdout, cmd.Stderr = theirs, os.Stderr
 	if err := errors.Join(c.Start(cmd), theirs.Close()); err != nil {
 		t.Fatal(err)
 	}
