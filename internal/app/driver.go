@@ -118,6 +118,17 @@ func newProcess(ctx context.Context, cfg Config, dir, socketDir, presets, progra
 	if home, err := os.UserHomeDir(); err == nil && filepath.IsAbs(home) {
 		pc.Hide = append(pc.Hide, filepath.Clean(home))
 	}
+	for _, key := range []string{cfg.KeyFile, cfg.TLSKey} {
+		if key == "" {
+			continue
+		}
+		// Where it lies in a directory of the system, agents that are the same user could read it.
+		abs, err := filepath.Abs(key)
+		if err != nil {
+			return nil, errs.Wrap(errs.Internal, err, "hiding the server's keys from sandboxes")
+		}
+		pc.Hide = append(pc.Hide, abs)
+	}
 	return process.New(ctx, pc)
 }
 

@@ -365,16 +365,34 @@ func (x *box) mounts(cfg Config) error {
 			x.show(path, path)
 		}
 	}
-	for _, dir := range cfg.Hide {
-		if dir != "/" && x.sees(dir) && !slices.Contains(cfg.Show, dir) && !slices.ContainsFunc(systemDirs(), func(s string) bool { return within(s, dir) }) {
-			x.fixed = append(x.fixed, "--tmpfs", dir)
-			x.hides = append(x.hides, dir)
+	for _, path := range cfg.Hide {
+		x.hide(path, cfg.Show)
+		if real, err := filepath.EvalSymlinks(path); err == nil && real != path {
+			x.hide(real, cfg.Show) // one that is missing is seen by nobody
 		}
 	}
 	for _, b := range cfg.Binds {
 		x.fixed = append(x.fixed, mount("--ro-bind", b.Outside, b.Inside)...)
 	}
 	return nil
+}
+
+// hide covers a directory or file that could be seen, unless it is shown on purpose
+// or holds what the system needs.
+func (x *box) hide(path string, shown []string) {
+	if path == "/" || !x.sees(path) || slices.Contains(shown, path) || slices.ContainsFunc(systemDirs(), func(s string) bool { return within(s, path) }) {
+		return
+	}
+	st, err := os.Lstat(path)
+	switch {
+	case err != nil || st.Mode()&fs.ModeSymlink != 0:
+		return // what it leads to is hidden
+	case st.IsDir():
+		x.fixed = append(x.fixed, "--tmpfs", path)
+	default:
+		x.fixed = append(x.fixed, "--ro-bind", os.DevNull, path)
+	}
+	x.hides = append(x.hides, path)
 }
 
 func (x *box) show(path, as string) {

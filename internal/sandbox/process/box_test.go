@@ -109,11 +109,15 @@ func TestABoxSeesNothingOfTheServerTheUserOtherTownsOrTheHost(t *testing.T) {
 	data, home, shown := filepath.Join(outside, "data"), filepath.Join(outside, "home"), filepath.Join(outside, "shown")
 	root := filepath.Join(data, "sandboxes")
 	secret, private, other := filepath.Join(data, "admin.token"), filepath.Join(home, "key"), filepath.Join(root, "beta", "disk", "work")
-	visible := filepath.Join(shown, "file")
-	for _, path := range []string{secret, private, other, visible} {
+	visible, key, below := filepath.Join(shown, "file"), filepath.Join(shown, "tls.key"), filepath.Join(shown, "data", "token")
+	for _, path := range []string{secret, private, other, visible, key, below} {
 		writeFile(t, path)
 	}
-	d := boxed(t, Config{Root: root, Show: []string{shown}, Hide: []string{data, home}})
+	link := filepath.Join(outside, "link")
+	if err := os.Symlink(filepath.Dir(below), link); err != nil {
+		t.Fatal(err)
+	}
+	d := boxed(t, Config{Root: root, Show: []string{shown}, Hide: []string{data, home, key, link, filepath.Join(outside, "missing")}})
 	script := `exec >out
 	for f in "$@"; do cat "$f" >/dev/null 2>&1 && echo "read $f"; SHOWN=$(dirname "$f"); done
 	for f in /usr /etc / "$SHOWN"; do (: >"$f/written") 2>/dev/null && echo "wrote $f"; done
@@ -123,7 +127,7 @@ func TestABoxSeesNothingOfTheServerTheUserOtherTownsOrTheHost(t *testing.T) {
 	test "$(ls /proc | grep -c '^[0-9]')" -lt 12 || echo "many processes"
 	cat /etc/shadow >/dev/null 2>&1 && echo "read shadow"
 	exit 3`
-	code, out := run(t, d, "alpha", "/bin/sh", "-c", script, "sh", secret, private, other, d.book.Dir("alpha")+"/gen.json", "/proc/1/environ", "/proc/1/mem", visible)
+	code, out := run(t, d, "alpha", "/bin/sh", "-c", script, "sh", secret, private, other, key, below, d.book.Dir("alpha")+"/gen.json", "/proc/1/environ", "/proc/1/mem", visible)
 	// What else the box of an ordinary user can read is the user's own environment in it.
 	out = strings.ReplaceAll(out, "read /proc/1/environ\n", "")
 	if code != 3 || out != "read "+visible+"\n" {

@@ -69,7 +69,7 @@ type Config struct {
 	Init      []string  // first process of a box, which starts the command after "--"; without it there are none
 	Binds     []Bind    // at least the directory with the server's socket
 	Show      []string  // files and directories of this machine that boxes see, read-only
-	Hide      []string  // directories that they don't see even where they lie in one that is shown
+	Hide      []string  // directories and files that they don't see even where they lie in one that is shown
 	Network   bool      // boxes use this machine's network; else they have none
 	CPUs      float64   // this and the next two are limits where a cgroup is delegated to us; 0 is none
 	Memory    int64     // bytes
