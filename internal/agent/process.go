@@ -212,6 +212,9 @@ func executable(file string) bool {
 func (a *process) supervise() {
 	awaitExit(a.pid) // where possible without freeing the pid, so that the group below is surely ours
 	close(a.ended)
+	if a.spec.Gone != nil {
+		a.spec.Gone()
+	}
 	a.signal(syscall.SIGKILL)
 	werr := a.cmd.Wait()
 	a.groupMu.Lock()

@@ -91,6 +91,8 @@ type Spec struct {
 	slots []Model // of a shared process
 	// sessionModel is the model that a session of a shared process chooses: its slot.
 	sessionModel string
+	// Gone is called when the agent has exited, before what it left is ended. nil is nothing.
+	Gone func()
 	// Sweep ends what the agent left where Start put it, and returns how many
 	// processes live after the timeout; nil: they are found by a mark.
 	Sweep func(timeout time.Duration) int

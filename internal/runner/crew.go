@@ -73,6 +73,9 @@ func (c *crewCell) Room(dir string) error {
 	return c.Cell.Room(dir)
 }
 
+// Limit implements apart.Cell: what the crew's process may have was said when it began.
+func (c *crewCell) Limit(int) {}
+
 // Sweep implements apart.Cell: whose processes they are is not known.
 func (c *crewCell) Sweep(time.Duration) int { return 0 }
 
@@ -156,6 +159,7 @@ func (r *Runner) newCrew(key crewKey, preset agent.Preset, index int, guest *pro
 	if err != nil {
 		return nil, err
 	}
+	cell.Limit(r.guard.processes(-1))
 	if err := os.MkdirAll(room, 0o755); err != nil {
 		return nil, errors.Join(errs.Wrap(errs.Unavailable, err, "the directory of a shared agent process"), cell.Leave())
 	}

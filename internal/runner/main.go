@@ -36,6 +36,7 @@ type Runner struct {
 	apart       *apart.Keeper
 	spares      *spares
 	crews       crews
+	guard       *guard
 	outbox      *outbox
 	transcripts *transcripts
 	loopback    *loopback
@@ -161,6 +162,7 @@ func newRunner(cfg Config, a *api, g *git.Git, stream string) (*Runner, error) {
 	a.scrub.Put("runner", r.loopback.secret)
 	r.rigs = newRigs(r.dir("rigs"), g, hubAccess{base: r.loopback.base + "/git/" + ownEndpoint, secret: r.loopback.secret})
 	r.spares = newSpares(r.dir("spare"))
+	r.guard = newGuard()
 	r.base, r.stop = context.WithCancel(context.Background())
 	r.awake, r.doze = context.WithCancel(r.base)
 	if err := r.clear(); err != nil {
@@ -232,6 +234,7 @@ func (r *Runner) run(ctx context.Context, doc town.Desired) error {
 	wg.Go(func() { r.transcripts.run(loops, r.api, r.cfg.Timing) })
 	wg.Go(func() { r.heartbeats(loops) })
 	wg.Go(r.emptyTrash)
+	wg.Go(func() { r.guard.run(loops) })
 	r.apply(doc)
 	wg.Go(func() {
 		if r.follow(ctx, doc.Rev) {

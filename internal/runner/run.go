@@ -76,14 +76,16 @@ type run struct {
 	saves   context.Context // ends when a checkpoint is of no more use
 	noSaves context.CancelFunc
 
-	life       atomic.Int64          // last sign of life, UTC milliseconds
-	output     atomic.Bool           // the model (or an agent without one) ever said something
-	unanswered atomic.Bool           // the agent's latest call of a tool got no answer from the server
-	lastModel  atomic.Int32          // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
-	atRisk     atomic.Bool           // its last checkpoint failed, and that was told
-	limited    atomic.Pointer[limit] // what the provider's last answer says of a limit; nil: nothing
-	saving     atomic.Bool           // a checkpoint of the ticker is on its way
-	overflow   overflow              // how often its conversation was too long
+	life       atomic.Int64           // last sign of life, UTC milliseconds
+	output     atomic.Bool            // the model (or an agent without one) ever said something
+	unanswered atomic.Bool            // the agent's latest call of a tool got no answer from the server
+	lastModel  atomic.Int32           // status of the model gateway's last answer in this turn; -1: none, 0: unreachable
+	atRisk     atomic.Bool            // its last checkpoint failed, and that was told
+	limited    atomic.Pointer[limit]  // what the provider's last answer says of a limit; nil: nothing
+	saving     atomic.Bool            // a checkpoint of the ticker is on its way
+	guarded    atomic.Pointer[ward]   // what its processes may use; nil: nobody looks
+	hurt       atomic.Pointer[string] // why the last of its tools was ended; nil: none was
+	overflow   overflow               // how often its conversation was too long
 
 	verdictMu sync.Mutex // one verdict at a time; guards calls
 	calls     int        // verdicts that the server refused
@@ -253,7 +255,8 @@ func (n *run) live() ending {
 			n.log.Warn("no spare worktree was made", "err", err)
 		}
 	})
-	return newTalk(n, sess).run()
+	defer n.r.guard.watch(n, sess.PID())()
+	return n.blamed(newTalk(n, sess).run())
 }
 
 // requestOr is what was asked, else e: an error after a request to end is its consequence.
@@ -313,6 +316,7 @@ func (n *run) prepare() error {
 	if d.Resume != "" {
 		text += fmt.Sprintf(", with the work of checkpoint %.12s", d.Resume)
 	}
+	n.cell.Limit(n.r.guard.processes(n.want.MaxProcesses))
 	n.story("worktree_ready", text)
 	return nil
 }
@@ -356,7 +360,7 @@ func (n *run) start() (agent.Session, error) {
 		Env: append(toolEnv(n.env), "GASTOWN_RUN="+d.ID, "GASTOWN_BEAD="+d.Bead, "GASTOWN_RIG="+d.Rig),
 		MCP: []agent.MCPServer{{Name: "gastown", URL: n.r.loopback.base + "/mcp/" + d.ID,
 			Headers: map[string]string{"Authorization": "Bearer " + n.secret}}},
-		OnEvent: n.event, Start: n.cell.Start, Sweep: n.cell.Sweep,
+		OnEvent: n.event, Start: n.cell.Start, Sweep: n.cell.Sweep, Gone: n.agentGone,
 	}
 	if n.guest != nil {
 		spec.Env = append(spec.Env, n.guest.env(n.r.loopback.base)...)

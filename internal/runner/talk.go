@@ -188,6 +188,9 @@ func (t *talk) died() *ending {
 		return &ending{how: endNow, outcome: town.OutcomeFailed, class: town.ClassInfra, subject: town.SubjectKilled,
 			reason: clip(reason, town.MaxReason)}
 	}
+	if t.n.hurt.Load() != nil {
+		return &ending{how: endNow, outcome: town.OutcomeFailed, class: town.ClassWork, reason: clip("agent exited: "+reason, town.MaxReason)}
+	}
 	if !t.n.output.Load() {
 		e := t.n.agentFailed("before the model said anything: " + reason)
 		return &e

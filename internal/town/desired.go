@@ -42,7 +42,8 @@ func (t *Town) desiredRun(r *Run) DesiredRun {
 	b, rig := t.beads[r.Bead], t.rigs[r.Rig]
 	d := DesiredRun{ID: r.ID, Bead: r.Bead, Epoch: r.Epoch, Role: r.Role, Rig: r.Rig, Agent: r.Agent, Preset: r.Preset, Provider: r.Provider,
 		Model: r.Model, OwnProcess: r.OwnProcess, Branch: r.Branch, Base: r.Base, Start: r.Start, Nudges: r.Nudges, Verdict: r.Verdict, Stop: r.Stop,
-		TimeLimitMS: int64(t.duration("run.time_limit", b, rig) / time.Millisecond), TurnNudges: t.number("run.turn_nudges", b, rig), AllowHosts: t.AllowedHosts(r.Rig)}
+		TimeLimitMS: int64(t.duration("run.time_limit", b, rig) / time.Millisecond), TurnNudges: t.number("run.turn_nudges", b, rig), AllowHosts: t.AllowedHosts(r.Rig),
+		MaxMemoryMB: t.number("run.max_memory_mb", b, rig), MaxProcesses: t.number("run.max_processes", b, rig), MaxDiskMB: t.number("run.max_disk_mb", b, rig)}
 	if rig != nil && len(rig.Expose) > 0 {
 		// A shared process has one environment: that of the run that began it.
 		d.Expose, d.OwnProcess = slices.Clone(rig.Expose), true

@@ -48,6 +48,10 @@ type DesiredRun struct {
 	Prompt      string `json:"prompt"`
 	TimeLimitMS int64  `json:"time_limit_ms"`
 	TurnNudges  int    `json:"turn_nudges"`
+	// What its processes may use together; 0 is no limit, -1 what the sandbox suggests.
+	MaxMemoryMB  int `json:"max_memory_mb,omitempty"`
+	MaxProcesses int `json:"max_processes,omitempty"` // and threads
+	MaxDiskMB    int `json:"max_disk_mb,omitempty"`   // more than there was when it began
 	// AllowHosts are the hosts that the server opens to it, when the run began.
 	AllowHosts []string `json:"allow_hosts,omitempty"`
 	// Expose are the names of values that it sees; Env has them as NAME=value, put in

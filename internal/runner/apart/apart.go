@@ -66,6 +66,13 @@ func ParseKind(s string) (Kind, error) {
 type Cell interface {
 	// Start starts a command in the cell, in place of cmd.Start.
 	Start(cmd *exec.Cmd) error
+	// Limit bounds the processes and threads that what is started from now on may
+	// have, where the kind can; 0 is no limit. Calls of the runner's own git are free of it.
+	Limit(processes int)
+	// Mine returns those of all processes that are the cell's. A kind that knows none
+	// of them goes by the process root and what descends from it, and by the mark
+	// (NAME=value) in their environment.
+	Mine(all []Process, root int, mark string) []Process
 	// Room makes dir, which is the runner's, a directory that only the runner and
 	// the cell reach, until Leave. The cell can't add or rename what is directly in it.
 	Room(dir string) error
@@ -127,8 +134,12 @@ type open struct{}
 // Open is a cell that keeps nothing apart.
 func Open() Cell { return open{} }
 
-func (open) Start(cmd *exec.Cmd) error       { return cmd.Start() }
-func (open) Room(string) error               { return nil }
+func (open) Start(cmd *exec.Cmd) error { return cmd.Start() }
+func (open) Limit(int)                 {}
+func (open) Room(string) error         { return nil }
+func (open) Mine(all []Process, root int, mark string) []Process {
+	return descend(all, func(p Process) bool { return p.PID == root || mark != "" && p.UID == os.Getuid() && p.marked(mark) })
+}
 func (open) Shut(string) error               { return nil }
 func (open) Give(string) error               { return nil }
 func (open) Owns(string) bool                { return true }

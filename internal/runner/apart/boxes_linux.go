@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,7 @@ type boxes struct {
 	bwrap   string
 	program string // of gastown; the first process of a box
 	disk    string
+	counts  bool     // the kernel counts the processes of a user in each box by themselves
 	fixed   []string // arguments that are the same for every cell
 }
 
@@ -38,7 +40,7 @@ func NewBoxes(disk, program string) (*Keeper, error) {
 	if err != nil {
 		return nil, errs.New(errs.NotFound, "agents can't get boxes of their own: %v", err).WithHint("install bubblewrap")
 	}
-	b := &boxes{bwrap: bwrap, program: program, disk: disk}
+	b := &boxes{bwrap: bwrap, program: program, disk: disk, counts: countsApart()}
 	if b.fixed, err = b.mounts(); err != nil {
 		return nil, errs.Wrap(errs.Unavailable, err, "agents can't get boxes of their own")
 	}
@@ -88,7 +90,8 @@ func mountPoints(info []byte) []string {
 // boxCell is the cell of kind Bwrap. Its rooms are directories whose entries it
 // may write; since they are mounted one by one it can't rename them.
 type boxCell struct {
-	of *boxes
+	of    *boxes
+	limit atomic.Int64 // of processes of a box; 0: none
 
 	mu    sync.Mutex // guards the fields below
 	rooms []string
@@ -100,6 +103,21 @@ type boxCell struct {
 type firstProcess struct {
 	*os.Process
 	runners bool // of a call of the runner itself, which ends by itself
+}
+
+// Limit implements Cell: for each box by itself.
+func (c *boxCell) Limit(processes int) { c.limit.Store(int64(processes)) }
+
+// Mine implements Cell. What is in a box descends from its first process.
+func (c *boxCell) Mine(all []Process, _ int, _ string) []Process {
+	c.mu.Lock()
+	c.pruneLocked()
+	first := map[int]bool{}
+	for _, p := range c.alive {
+		first[p.Pid] = !p.runners
+	}
+	c.mu.Unlock()
+	return descend(all, func(p Process) bool { return first[p.PID] })
 }
 
 // Shut implements Cell: what has begun keeps what it saw, the next command sees it no more.
@@ -158,6 +176,9 @@ func (c *boxCell) args(cmd *exec.Cmd) ([]string, error) {
 	command := append([]string{cmd.Path}, cmd.Args[1:]...)
 	if isGit(cmd.Path) {
 		return append(append(box, "--"), command...), nil
+	}
+	if n := c.limit.Load(); n > 0 && c.of.counts {
+		command = limited(n, command)
 	}
 	box = append(box, "--as-pid-1", "--", c.of.program, "sandbox-init", CellFlag, "--")
 	return append([]string{"/bin/sh", "-c", `trap "" TERM; exec "$@"`, "sh"}, append(box, command...)...), nil

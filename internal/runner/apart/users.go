@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -87,6 +88,8 @@ type userCell struct {
 	of  *users
 	uid int
 
+	limit atomic.Int64 // of processes; 0: none
+
 	mu    sync.Mutex // guards the fields below
 	rooms map[string]bool
 	held  int
@@ -99,6 +102,10 @@ type userCell struct {
 func (c *userCell) Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	if n := c.limit.Load(); n > 0 && cmd.Err == nil && !isGit(cmd.Path) {
+		cmd.Args = limited(n, append([]string{cmd.Path}, cmd.Args[1:]...))
+		cmd.Path = cmd.Args[0]
 	}
 	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(c.uid), Gid: uint32(c.uid)}
 	for _, stream := range []any{cmd.Stdin, cmd.Stdout, cmd.Stderr} {
@@ -117,6 +124,20 @@ func (c *userCell) Start(cmd *exec.Cmd) error {
 		}
 	}
 	return cmd.Start()
+}
+
+// Limit implements Cell.
+func (c *userCell) Limit(processes int) { c.limit.Store(int64(processes)) }
+
+// Mine implements Cell.
+func (c *userCell) Mine(all []Process, _ int, _ string) []Process {
+	var mine []Process
+	for _, p := range all {
+		if p.UID == c.uid {
+			mine = append(mine, p)
+		}
+	}
+	return mine
 }
 
 // Room implements Cell.
