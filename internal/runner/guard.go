@@ -292,9 +292,9 @@ func judge(l limits, mine []apart.Process, split func([]apart.Process) (tools, a
 	return v
 }
 
-// agentGone looks at what a dead agent left, before that is ended: it may be what
-// it died of.
-func (n *run) agentGone() {
+// lookNow does not wait for the next look: an agent died, and what it left, of which
+// it may have died, is about to be ended.
+func (n *run) lookNow() {
 	if n.guarded.Load() != nil {
 		n.r.guard.look()
 	}

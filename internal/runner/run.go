@@ -360,7 +360,7 @@ func (n *run) start() (agent.Session, error) {
 		Env: append(toolEnv(n.env), "GASTOWN_RUN="+d.ID, "GASTOWN_BEAD="+d.Bead, "GASTOWN_RIG="+d.Rig),
 		MCP: []agent.MCPServer{{Name: "gastown", URL: n.r.loopback.base + "/mcp/" + d.ID,
 			Headers: map[string]string{"Authorization": "Bearer " + n.secret}}},
-		OnEvent: n.event, Start: n.cell.Start, Sweep: n.cell.Sweep, Gone: n.agentGone,
+		OnEvent: n.event, Start: n.cell.Start, Sweep: n.cell.Sweep, Gone: n.lookNow,
 	}
 	if n.guest != nil {
 		spec.Env = append(spec.Env, n.guest.env(n.r.loopback.base)...)

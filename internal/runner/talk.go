@@ -217,6 +217,7 @@ func killed(err error) bool {
 // turnEnded decides what follows a turn: the end, a nudge, or a reminder.
 func (t *talk) turnEnded(e turnEnd) *ending {
 	t.turn = nil
+	t.n.lookNow() // what it left may be why it got no further
 	if a := t.accepted(); a != nil {
 		return a
 	}
