@@ -5,6 +5,7 @@ package apart
 import (
 	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +40,10 @@ func newUsers(first, last int) (*users, error) {
 	if err := settleCaps(); err != nil {
 		return nil, err
 	}
-	return &users{uid: os.Getuid(), gid: os.Getgid(), hold: holdTimeout, first: first, last: last, used: map[int]bool{}, next: first}, nil
+	// The first is any: the kernel counts the processes of a user in all containers
+	// of an engine, where runs should not all have the same few.
+	next := first + rand.IntN(last-first+1)
+	return &users{uid: os.Getuid(), gid: os.Getgid(), hold: holdTimeout, first: first, last: last, used: map[int]bool{}, next: next}, nil
 }
 
 func (u *users) enter(like []string) (Cell, error) {

@@ -108,8 +108,14 @@ func TestWhatARunnerStartsHasNoCapability(t *testing.T) {
 		t.Fatalf("a program inherits no capability in any case, so this shows nothing: %s", got)
 	}
 	uid := func(n int) string { return fmt.Sprintf("Uid: %d %d %d %d; Groups:", n, n, n, n) }
-	want := []string{uid(1000) + "; " + none, uid(FirstUser) + "; " + none}
-	if got := as("keeper"); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
+	want := []string{uid(1000) + "; " + none, "one of the users of cells; " + none}
+	got := as("keeper")
+	for n := FirstUser; n <= LastUser; n++ {
+		if len(got) == 2 && strings.HasPrefix(got[1], uid(n)) {
+			want[1] = uid(n) + "; " + none
+		}
+	}
+	if len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("what the runner starts as itself, and in a cell, may\n%s\nnot\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	closed := filepath.Join(dir, "closed", "below")
@@ -323,5 +329,46 @@ func TestAKindThatDoesNotExistIsRefused(t *testing.T) {
 	}
 	if k, err := ParseKind(""); err != nil || k != None {
 		t.Errorf("without the flag: %q, %v", k, err)
+	}
+}
+
+// A user of a cell has only so many processes, and those of another have theirs.
+func TestAUserHasOnlySoManyProcesses(t *testing.T) {
+	u := newKeeper(t, 9)
+	a, b := enter(t, u), enter(t, u)
+	const most = 30
+	a.Limit(most)
+	begin := func(c *userCell) (string, error) {
+		cmd := exec.Command("/bin/sh", "-c", `n=0; while [ $n -lt 60 ]; do sleep 1000 >/dev/null 2>&1 & n=$((n+1)); done; cat /proc/self/oom_score_adj`)
+		cmd.Dir = "/"
+		out, err := os.CreateTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stdout = out
+		if err := c.Start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		werr := cmd.Wait()
+		text, err := os.ReadFile(out.Name())
+		if err = errors.Join(err, out.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(text)), werr
+	}
+	if _, err := begin(a); err == nil {
+		t.Error("there is no limit")
+	}
+	mine := a.Mine(Processes(), 0, "")
+	if len(mine) < most-5 || len(mine) > most {
+		t.Errorf("%d processes, the limit is %d", len(mine), most)
+	}
+	b.Limit(100)
+	if adj, err := begin(b); err != nil || adj != "500" {
+		t.Errorf("who is not at the limit: %q, %v", adj, err)
+	}
+	Kill(mine)
+	if left := a.Sweep(leaveTimeout); left != 0 {
+		t.Errorf("%d are left", left)
 	}
 }
