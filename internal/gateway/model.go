@@ -200,7 +200,7 @@ func (m *model) target(name, rest, query string) (*url.URL, Provider, error) {
 	if u.Path, err = url.PathUnescape(raw); err != nil {
 		return nil, p, errs.New(errs.Invalid, "the address can't be read")
 	}
-	u.RawPath, u.RawQuery = raw, query
+	u.RawPath, u.RawQuery = raw, cleanQuery(query)
 	return u, p, nil
 }
 
@@ -225,7 +225,7 @@ func (m *model) rewrite(p *httputil.ProxyRequest) {
 }
 
 // identifies reports whether a request's header says who asks, or belongs to
-// this hop alone.
+// this hop alone, or makes another request of it.
 func identifies(name string) bool {
 	name = strings.ToLower(name)
 	for _, prefix := range []string{"gastown-", "x-forwarded", "proxy-", "cf-", "sec-", "x-amz-"} {
@@ -235,7 +235,9 @@ func identifies(name string) bool {
 	}
 	switch name {
 	case "authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie", "cookie2", "forwarded", "x-real-ip", "via", "origin", "referer",
-		"openai-organization", "openai-project", "x-auth-token", "x-access-token",
+		"openai-organization", "openai-project", "x-auth-token", "x-access-token", "x-goog-user-project",
+		"x-goog-fieldmask", // what would leave the usage out of an answer
+		"x-http-method-override", "x-http-method", "x-method-override",
 		"connection", "upgrade", "te", "trailer", "transfer-encoding", "keep-alive", "expect":
 		return true
 	}

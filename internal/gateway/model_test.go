@@ -99,14 +99,14 @@ func TestTheProviderSeesTheKeyAndNobodysIdentity(t *testing.T) {
 		w.Header().Set("X-Request-Id", "r1")
 		w.WriteHeader(http.StatusTooManyRequests)
 	})
-	res := post(t, base+"house/chat/completions?beta=1", strings.NewReader(`{}`), "Authorization", "Bearer sandbox-token", "X-Api-Key", "run-token",
+	res := post(t, base+"house/chat/completions?beta=1&key=run-token&%24Fields=candidates&x=y", strings.NewReader(`{}`), "Authorization", "Bearer sandbox-token", "X-Api-Key", "run-token",
 		"Cookie", "c=d", "Gastown-Run", "web-aaaaa.1", "Gastown-Epoch", "1", "Proxy-Authorization", "Basic eA==", "Forwarded", "for=x",
-		"X-Forwarded-For", "10.0.0.1", "Connection", "X-Secret-Hop", "X-Secret-Hop", "1", "Openai-Organization", "org", "Content-Type", "application/json", "X-Stainless-Lang", "js")
+		"X-Forwarded-For", "10.0.0.1", "X-Goog-FieldMask", "candidates", "X-HTTP-Method-Override", "DELETE", "Connection", "X-Secret-Hop", "X-Secret-Hop", "1", "Openai-Organization", "org", "Content-Type", "application/json", "X-Stainless-Lang", "js")
 	seen := asked.Load()
 	if res.StatusCode != 429 || res.Header.Get("Retry-After") != "7" || res.Header.Get("X-Request-Id") != "r1" || res.Header.Get("Set-Cookie") != "" {
 		t.Errorf("answer %d %v", res.StatusCode, res.Header)
 	}
-	if seen.URL.Path != "/base/v1/chat/completions" || seen.URL.RawQuery != "beta=1" || seen.Host == "" || strings.Contains(base, seen.Host) {
+	if seen.URL.Path != "/base/v1/chat/completions" || seen.URL.RawQuery != "beta=1&x=y" || seen.Host == "" || strings.Contains(base, seen.Host) {
 		t.Errorf("asked %s at %s", seen.URL, seen.Host)
 	}
 	if got := seen.Header.Get("Authorization"); got != "Bearer sk-real" {
@@ -115,7 +115,7 @@ func TestTheProviderSeesTheKeyAndNobodysIdentity(t *testing.T) {
 	if seen.Header.Get("Content-Type") != "application/json" || seen.Header.Get("X-Stainless-Lang") != "js" {
 		t.Errorf("lost what the API needs: %v", seen.Header)
 	}
-	for _, name := range []string{"X-Api-Key", "Cookie", "Gastown-Run", "Gastown-Epoch", "Proxy-Authorization", "Forwarded", "X-Forwarded-For", "X-Secret-Hop", "Openai-Organization"} {
+	for _, name := range []string{"X-Api-Key", "Cookie", "Gastown-Run", "Gastown-Epoch", "Proxy-Authorization", "Forwarded", "X-Forwarded-For", "X-Secret-Hop", "Openai-Organization", "X-Goog-FieldMask", "X-HTTP-Method-Override"} {
 		if v := seen.Header.Get(name); v != "" {
 			t.Errorf("%s: %q went through", name, v)
 		}

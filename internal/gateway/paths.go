@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/http"
+	"net/url"
 	"strings"
 
 	"gastown/internal/errs"
@@ -36,4 +37,24 @@ func addressOf(method, rest string) (paid bool, err error) {
 	}
 	return false, errs.New(errs.NotFound, "the gateway does not forward this address of the model's API").
 		WithHint("it forwards chat/completions, responses, messages, embeddings, models and generateContent")
+}
+
+// cleanQuery leaves out of a query what would say who asks, in place of a header,
+// and what would have the API leave the usage out of its answer.
+func cleanQuery(raw string) string {
+	var kept []string
+	for pair := range strings.SplitSeq(raw, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		plain, err := url.QueryUnescape(name)
+		switch strings.TrimPrefix(strings.ToLower(plain), "$") {
+		case "":
+			continue
+		case "key", "api_key", "api-key", "access_token", "oauth_token", "quotauser", "fields", "callback":
+			continue
+		}
+		if err == nil {
+			kept = append(kept, pair)
+		}
+	}
+	return strings.Join(kept, "&")
 }

@@ -168,10 +168,24 @@ func (u *usageReader) look() {
 	if u.stream && !bytes.Contains(line, []byte(`"usage`)) && u.model != "" && !begins {
 		return
 	}
-	var m usageMessage
-	if json.Unmarshal(line, &m) != nil {
+	if list := bytes.TrimSpace(line); !u.stream && len(list) > 0 && list[0] == '[' {
+		// Gemini streams a list to who does not ask for events.
+		var all []usageMessage
+		if json.Unmarshal(list, &all) == nil {
+			for _, m := range all {
+				u.heard(m, false)
+			}
+		}
 		return
 	}
+	var m usageMessage
+	if json.Unmarshal(line, &m) == nil {
+		u.heard(m, begins)
+	}
+}
+
+// heard takes what a message says of the usage; begins is for one of the first of a stream.
+func (u *usageReader) heard(m usageMessage, begins bool) {
 	if begins && m.fails() && !u.known {
 		u.known = true // nothing was used
 	}

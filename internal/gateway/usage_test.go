@@ -54,6 +54,10 @@ event: message_delta
 data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":77}}
 `, "m-4", Tokens{Input: 12, Output: 77, CacheRead: 100, CacheWrite: 5}},
 		{"messages, whole", "application/json", `{"model":"m-5","usage":{"input_tokens":1,"output_tokens":2}}`, "m-5", Tokens{Input: 1, Output: 2}},
+		{"Gemini, streamed as a list", "application/json; charset=UTF-8", `[{"candidates":[{"content":{"parts":[{"text":"h"}]}}],"modelVersion":"m-9","usageMetadata":{"promptTokenCount":30}}
+,
+{"modelVersion":"m-9","usageMetadata":{"promptTokenCount":30,"candidatesTokenCount":4,"thoughtsTokenCount":300}}
+]`, "m-9", Tokens{Input: 30, Output: 304}},
 		{"Gemini, streamed", stream, `data: {"candidates":[{"content":{"parts":[{"text":"h"}]}}],"modelVersion":"m-8","usageMetadata":{"promptTokenCount":30,"totalTokenCount":30}}
 
 data: {"candidates":[{"finishReason":"STOP"}],"modelVersion":"m-8","usageMetadata":{"promptTokenCount":30,"candidatesTokenCount":4,"thoughtsTokenCount":3,"cachedContentTokenCount":20}}

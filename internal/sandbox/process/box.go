@@ -414,7 +414,9 @@ func tools(path string, hide []string) []string {
 		parent := filepath.Dir(dir)
 		switch filepath.Base(dir) {
 		case ".bin":
-			add = []string{parent} // node_modules: its programs are links into it
+			if filepath.Base(parent) == "node_modules" {
+				add = []string{parent} // its programs are links into it
+			}
 		case "bin":
 			add = append(add, filepath.Join(parent, "lib"))
 			if isDir(filepath.Join(parent, "pkg", "tool")) { // Go's own

@@ -212,17 +212,17 @@ func TestWhatKeepsBoxesAwayIsSaid(t *testing.T) {
 func TestToolsAreShownButNoHome(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()
-	for _, dir := range []string{"a/bin", "a/lib", "sdk/bin", "sdk/pkg/tool", "m/.bin", "own"} {
+	for _, dir := range []string{"a/bin", "a/lib", "sdk/bin", "sdk/pkg/tool", "node_modules/.bin", "mine/.bin", "own"} {
 		if err := os.MkdirAll(filepath.Join(home, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var path []string
-	for _, dir := range []string{"a/bin", "sdk/bin", "m/.bin", "own", "missing", ""} {
+	for _, dir := range []string{"a/bin", "sdk/bin", "node_modules/.bin", "mine/.bin", "own", "missing", ""} {
 		path = append(path, filepath.Join(home, dir))
 	}
 	got := tools(strings.Join(append(path, "relative", ""), ":"), []string{home})
-	want := []string{"a/bin", "a/lib", "sdk", "m", "own"}
+	want := []string{"a/bin", "a/lib", "sdk", "node_modules", "mine/.bin", "own"}
 	for i := range want {
 		want[i] = filepath.Join(home, want[i])
 	}
