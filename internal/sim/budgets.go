@@ -96,8 +96,14 @@ func (t *simTown) budget(n int) {
 	}
 }
 
-// lift takes all budgets of a town away.
+// lift takes all budgets of a town away, after what people asked before was
+// answered: a limit that is tried again until a server is back comes later than
+// one that was asked after it.
 func (t *simTown) lift() {
+	if t.pending > 0 {
+		t.w.at(10*time.Second, t.lift)
+		return
+	}
 	none := town.Settings{}
 	for _, what := range kindsOfBudget {
 		none["budget.town."+what], none["budget.bead."+what] = "0", "0"

@@ -33,6 +33,7 @@ func (t *simTown) ask(c command) {
 		t.w.shadow.towns[t.id].titles[c.by] = *e.Title
 	}
 	t.w.commands++
+	t.pending++
 	t.try(c)
 }
 
@@ -57,8 +58,10 @@ func (t *simTown) try(c command) {
 	}
 	done = true
 	if !lost && w.fault("command-repeated", t.place) {
+		t.pending++
 		w.at(w.extent(0, patience), func() {
 			e2, l2 := t.send(c)
+			t.pending--
 			t.same(c, err, e2, l2)
 		})
 	}
@@ -66,8 +69,10 @@ func (t *simTown) try(c command) {
 	case lost, k == errs.Unavailable, k == errs.Overloaded, w.fault("command-answer-lost", t.place):
 		again()
 	case k == errs.Internal:
+		t.pending--
 		w.violate(invAcked, w.shadow.towns[t.id], "%s was answered with: %v", town.InputName(c.in), err)
 	default:
+		t.pending--
 		t.answered(c, err)
 		if c.then != nil {
 			c.then(err)

@@ -37,6 +37,7 @@ type simTown struct {
 	staged  []string
 	asked   int // beads asked for
 	keys    int
+	pending int  // commands that are not answered for good
 	leaving bool // a rig is being replaced
 }
 
