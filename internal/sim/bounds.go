@@ -119,6 +119,7 @@ type overdue struct {
 // watchTown wants nothing overdue in a town that nobody has changed for a while.
 func (w *world) watchTown(st *shadowTown) {
 	w.watchParked(st)
+	w.watchBlocks(st)
 	overduly := w.overduly()
 	if w.now.Sub(st.at) <= overduly || w.now.Sub(w.disturbed) <= overduly || len(w.procs) == 0 {
 		return

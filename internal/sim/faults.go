@@ -71,6 +71,7 @@ var kinds = []kind{
 	{"agent-escalates", 0.02, "an agent asks for a person"},
 	{"provider-limited", 0.015, "the model provider refuses requests for seconds or for hours"},
 	{"usage-repeated", 0.03, "the gateway's word of what an answer used arrives again, at once or up to 3 hours later"},
+	{"settled-late", 0.02, "what was used of a block of a budget is told when the block runs out, or has run out"},
 	{"gates-broken", 0.04, "gates can't be run"},
 
 	{"git-down", 0.02, "the remote can't be reached for hours"},

@@ -35,6 +35,8 @@ const (
 	invBudget
 	invParked
 	invUsage
+	invGranted
+	invCharged
 	invProvider
 	invEscalated
 	invColumns
@@ -69,6 +71,8 @@ var invariantNames = [invariantCount]string{
 	invBudget:    "nothing starts on a budget that is used up, of runs not one more, and what runs on it is stopped",
 	invParked:    "work waits for a budget only while one is used up",
 	invUsage:     "what was used is counted once, and for the bead, the town and the server alike",
+	invGranted:   "blocks are of what budgets have left, which only answers that are larger than estimated exceed",
+	invCharged:   "a block that nobody settles is charged in full, once, and when its time is over",
 	invProvider:  "nothing starts with a limited provider before its time",
 	invEscalated: "at most one escalation per cause and subject is open, and only while its subject needs a person",
 	invColumns:   "no town has contradictory columns, none fails",

@@ -75,6 +75,7 @@ type before struct {
 	sum      town.Spend // of all beads and runs that the commit writes
 	all      town.Spend // of all days that it writes
 	dropped  bool
+	blocks   []town.Block
 }
 
 func plus(a, b town.Spend) town.Spend {
@@ -121,7 +122,7 @@ func (t *shadowTown) spentOn(b *town.Bead) town.Spend {
 
 func (s *shadow) beforeMoney(t *shadowTown, c store.Commit) before {
 	was := before{settings: settingsKey(t.info.Settings), usage: map[string]town.Usage{}, spent: map[string]town.Spend{}, beads: map[string]string{}, runs: map[string]bool{},
-		limits: map[string]town.Breaker{}}
+		limits: map[string]town.Breaker{}, blocks: t.info.Blocks}
 	was.sum, was.all = t.written(c)
 	for d, u := range t.money.usage {
 		was.usage[d] = *u
@@ -289,6 +290,7 @@ func (s *shadow) checkBooks(t *shadowTown, c store.Commit, was before) {
 		told = plus(told, town.Spend{Runs: d.Runs, AwakeMS: d.AwakeMS, Tokens: d.Tokens, Cost: d.Cost})
 	}
 	s.w.holds(invUsage, told == all, t, "%s spent %+v in one commit, and told the server of %+v", t.name, all, told)
+	sum = plus(sum, t.orphaned(was))
 	sum.AwakeMS, all.AwakeMS = 0, 0
 	s.w.holds(invUsage, was.dropped || sum == all, t, "the beads of %s spent %+v in one commit, and the town %+v", t.name, sum, all)
 }
@@ -298,6 +300,7 @@ func (w *world) watchTotals() {
 	for day, want := range w.totals.days {
 		got, err := w.mem.ServerDays(context.Background(), day, 1)
 		w.holds(invUsage, err == nil && len(got) == 1 && got[0] == want, nil, "the server's day is %+v, and its towns spent %+v", got, want)
+		w.watchLent(want)
 		if w.now.Sub(w.start) > 0 && day < w.now.Add(-72*time.Hour).Format(time.DateOnly) {
 			delete(w.totals.days, day)
 		}

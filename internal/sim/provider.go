@@ -69,7 +69,11 @@ func (r *runner) request(a *agent) {
 	a.waits = time.Time{}
 	a.asked++
 	r.later(time.Minute, 5*time.Minute, func() { r.request(a) })
-	r.meter(a, p, acc)
+	if r.needsBlock(a, p) {
+		r.borrow(a, p)
+	} else {
+		r.meter(a, p, acc)
+	}
 	limited := false
 	err := p.hall.View(context.Background(), id, func(t *town.Town, _ time.Time) error {
 		limited = t.ProviderLimited(a.d.ID)

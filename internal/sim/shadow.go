@@ -129,6 +129,7 @@ func (s *shadow) commit(c store.Commit, by *process) {
 		case "escalation":
 			decode(t.money.escalations, r)
 		case "town":
+			t.info = town.Info{}
 			if err := json.Unmarshal(r.Body, &t.info); err != nil {
 				w.violate(invColumns, t, "the row of town %s can't be read: %v", t.name, err)
 			}
@@ -139,6 +140,7 @@ func (s *shadow) commit(c store.Commit, by *process) {
 	s.checkCommit(t, c, was)
 	s.checkMove(t, c, was)
 	s.checkMoney(t, c, by, before)
+	s.checkBlocks(t, c, by, before)
 	s.checkEscalations(t)
 	if x := w.boxes.by[c.Town]; x != nil && x.running && x.gen == c.Columns.Generation {
 		x.runner.wanted(c.Columns.DesiredRev)

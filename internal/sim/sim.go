@@ -117,6 +117,8 @@ type world struct {
 	lastSkew  time.Duration        // of the clock of the latest one
 	totals    totals               // what all towns spent
 	providers map[string]*provider // by town
+	loans     map[string]*loan     // blocks of budgets, by name
+	blocks    int                  // ever asked for
 	towns     []*simTown           // by place; who was deleted is replaced
 	gone      []*simTown           // deleted
 	typed     []*simTown           // whose people type before anything else happens
@@ -183,7 +185,7 @@ func newWorld(ctx context.Context, o Options) *world {
 	start := time.Date(2026, 1, 5, 8, 0, 0, 0, time.UTC)
 	w := &world{opt: o, ctx: ctx, start: start, now: start, restless: true, pair: o.Pair, disturbed: start,
 		end: start.Add(time.Duration(o.Hours * float64(time.Hour)).Truncate(time.Millisecond)), mem: storetest.NewMemory(), digest: sha256.New(),
-		seen: map[string]bool{}, server: town.Settings{"ledger.retention": "336h", "notify.command": "true", "provider": providerName}, providers: map[string]*provider{}, totals: newTotals()}
+		seen: map[string]bool{}, server: town.Settings{"ledger.retention": "336h", "notify.command": "true", "provider": providerName}, providers: map[string]*provider{}, loans: map[string]*loan{}, totals: newTotals()}
 	w.calm = o.Faults != nil && len(o.Faults) == 0 && o.Only == nil
 	w.order = w.dice("order")
 	w.storm = newStorm(w, o)
