@@ -178,14 +178,14 @@ func (s *shadow) blockEnded(t *shadowTown, c store.Commit, b town.Block) (excess
 	charged := slices.ContainsFunc(c.Ledger, func(e store.Entry) bool {
 		return e.Kind == "budget.unsettled" && e.Subject == b.Run
 	})
-	if !charged || l != nil && l.handed && int64(b.Until) > c.At {
+	if !charged || l != nil && l.handed && int64(b.Until) > c.At && !t.info.Removed {
 		w.holds(invGranted, l != nil && l.handed, t, "block %s of run %s was given back, and nobody said what was used of it", b.ID, b.Run)
 		if l != nil {
 			excess = town.Spend{Tokens: max(l.used-b.Tokens, 0), Cost: max(3*l.used-b.Cost, 0)}
 		}
 		return excess
 	}
-	w.holds(invCharged, int64(b.Until) <= c.At, t, "block %s of run %s was charged before its time, which is %s", b.ID, b.Run, b.Until)
+	w.holds(invCharged, int64(b.Until) <= c.At || t.info.Removed, t, "block %s of run %s was charged before its time, which is %s", b.ID, b.Run, b.Until)
 	u := w.provider(t.id).of(b.Run)
 	if l != nil && l.maybe {
 		l.maybe = false

@@ -152,10 +152,11 @@ func (t *Town) lend(day string, tokens, cost int64) {
 }
 
 // ruleBlocks charges what was granted and never settled: whoever had it has died.
+// A town that is removed settles all, because the server's day outlives it.
 func (t *Town) ruleBlocks(now Time) bool {
 	moved := false
 	for _, b := range t.info.Blocks {
-		if b.Until > now {
+		if b.Until > now && !t.info.Removed {
 			continue
 		}
 		moved = true

@@ -214,3 +214,20 @@ func TestBlocksOfStrangersAndOddOnesAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatADeletedTownWasGrantedCountsInFull(t *testing.T) {
+	t.Parallel()
+	d := working(t, Settings{"budget.town.tokens": "8000"})
+	if _, err := d.take("web-aaaaa", "b", 10, 0); err != nil {
+		t.Fatal(err)
+	}
+	day := dayOf(At(d.now))
+	d.do(DeleteTown{By: "ann"})
+	if d.lent[day].Tokens != 1000 || len(d.town.Blocks()) != 1 {
+		t.Fatalf("who took the block may still settle it, and %+v is granted", d.lent[day])
+	}
+	d.pass(30 * time.Second)
+	if !d.town.info.Removed || d.lent[day] != (Granted{}) || d.days[day].Tokens != 1000 {
+		t.Fatalf("removed: %v; the server's day has %+v, and %+v granted", d.town.info.Removed, d.days[day], d.lent[day])
+	}
+}
