@@ -237,7 +237,7 @@ func (w *world) watchBlocks(st *shadowTown) {
 	late := w.overduly()
 	for _, b := range st.info.Blocks {
 		gone := w.clock().Sub(b.Until.Time()) > late && w.now.Sub(w.disturbed) > late && len(w.procs) > 0
-		w.holds(invCharged, !gone, st, "block %s of run %s is not charged, and was to be at %s", b.ID, b.Run, b.Until)
+		w.holds(invDue, !gone, st, "block %s of run %s is not charged, and was to be at %s", b.ID, b.Run, b.Until)
 	}
 }
 
