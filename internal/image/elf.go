@@ -41,6 +41,9 @@ func needs(file string) ([]string, error) {
 	}
 	for _, name := range names {
 		at, ok := library(name, f.Machine)
+		if !ok && strings.Contains(file, "/node_modules/") {
+			return nil, nil // npm packages bring modules for many systems, and programs of which they can do without
+		}
 		if !ok {
 			return nil, errs.New(errs.Invalid, "%s needs the library %s, which was not found", file, name)
 		}
