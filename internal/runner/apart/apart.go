@@ -19,9 +19,11 @@
 package apart
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"gastown/internal/errs"
@@ -140,10 +142,22 @@ func (open) Room(string) error         { return nil }
 func (open) Mine(all []Process, root int, mark string) []Process {
 	return descend(all, func(p Process) bool { return p.PID == root || mark != "" && p.UID == os.Getuid() && p.marked(mark) })
 }
-func (open) Shut(string) error               { return nil }
-func (open) Give(string) error               { return nil }
-func (open) Owns(string) bool                { return true }
-func (open) Open(p string) (*os.File, error) { return os.Open(p) }
-func (open) Hold() func()                    { return func() {} }
-func (open) Sweep(time.Duration) int         { return 0 }
-func (open) Leave() error                    { return nil }
+func (open) Shut(string) error       { return nil }
+func (open) Give(string) error       { return nil }
+func (open) Owns(string) bool        { return true }
+func (open) Hold() func()            { return func() {} }
+func (open) Sweep(time.Duration) int { return 0 }
+func (open) Leave() error            { return nil }
+
+// Open implements Cell. A pipe in the file's place would be waited for without end.
+func (open) Open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && st.Mode().IsRegular() {
+		return f, nil
+	}
+	return nil, errors.Join(errs.New(errs.Conflict, "%s is not a file", path), err, f.Close())
+}
