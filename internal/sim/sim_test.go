@@ -16,6 +16,14 @@ func seeds() uint64 {
 	return 12
 }
 
+// notRaced leaves a test to the run without the race detector, see seeds.
+func notRaced(t *testing.T) {
+	t.Helper()
+	if raced {
+		t.Skip("tools/test runs it without the race detector")
+	}
+}
+
 func TestDaysWithAllFaultsPassWithoutAViolation(t *testing.T) {
 	t.Parallel()
 	for seed := range seeds() {
@@ -38,9 +46,7 @@ func TestDaysWithAllFaultsPassWithoutAViolation(t *testing.T) {
 
 func TestEveryFaultHappensAndEveryInvariantIsLookedAt(t *testing.T) {
 	t.Parallel()
-	if raced {
-		t.Skip("tools/test runs it without the race detector")
-	}
+	notRaced(t)
 	m := sim.Many{Options: sim.Options{Seed: 3000, Hours: 40, Towns: 2}, Seeds: 8, Jobs: 2}
 	s := m.Play(t.Context(), nil)
 	names, _ := sim.Kinds()
@@ -61,6 +67,7 @@ func TestEveryFaultHappensAndEveryInvariantIsLookedAt(t *testing.T) {
 
 func TestASeedReplays(t *testing.T) {
 	t.Parallel()
+	notRaced(t)
 	o := sim.Options{Seed: 7, Hours: 12, Towns: 3, Pair: true}
 	a, b := sim.Run(t.Context(), o), sim.Run(t.Context(), o)
 	if a.Digest != b.Digest || a.Steps != b.Steps {
@@ -85,6 +92,7 @@ func TestACalmDayMergesEverything(t *testing.T) {
 
 func TestOnCalmDaysNothingIsLateWithTwoServers(t *testing.T) {
 	t.Parallel()
+	notRaced(t)
 	calm := max(seeds()/6, 1)
 	m := sim.Many{Options: sim.Options{Seed: 40, Hours: 24, Towns: 3, Faults: []sim.Kind{}, Pair: true}, Seeds: calm, Jobs: 2}
 	for _, f := range m.Play(t.Context(), nil).Failures {
