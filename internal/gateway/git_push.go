@@ -3,8 +3,10 @@ package gateway
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"gastown/internal/errs"
 	"gastown/internal/git"
@@ -13,6 +15,8 @@ import (
 
 const (
 	maxShallow = 1000
+	// pushTime bounds one push.
+	pushTime = 30 * time.Minute
 	// listBytes bounds the command list: its lines at their usual length, with room.
 	listBytes = 1 << 20
 	// maxReport bounds what receive-pack may answer, progress included.
@@ -86,7 +90,11 @@ func (c *gitCall) push() error {
 	}
 	cmd.Stdin = io.MultiReader(bytes.NewReader(list.encode()), bytes.NewReader(pack), in)
 	cmd.MaxOut = maxReport
-	out, err := c.hub.Do(c.r.Context(), c.dir, cmd)
+	// A client that goes away ends the input, and with it git. It is not killed:
+	// one that dies while it locks a reference leaves the lock behind.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.r.Context()), pushTime)
+	defer cancel()
+	out, err := c.hub.Do(ctx, c.dir, cmd)
 	c.drain(in)
 	if hub.LockedOut(string(out.Stdout)) || hub.LockedOut(out.Stderr) {
 		// The client's next try succeeds if the lock's owner is dead.

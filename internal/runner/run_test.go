@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -157,6 +158,33 @@ func TestAServerThatIsAwayWhenAnAgentIsDoneCostsNoTurn(t *testing.T) {
 		return n >= 2
 	})
 	f.change(func() { f.down = false })
+	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
+		t.Errorf("ended: %+v", e)
+	}
+}
+
+func TestABranchThatIsLockedForAMomentCostsNoTurn(t *testing.T) {
+	t.Parallel()
+	f := newTown(t)
+	f.body = "```sh\necho x > done.txt\n```\n"
+	f.addRun(func(d *town.DesiredRun) { d.TurnNudges = 0 })
+	lock := filepath.Join(f.dir, "refs/heads", branch+".lock")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(lock), 0o755), os.WriteFile(lock, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	f.begin(nil)
+	f.await("a second try", func() bool {
+		n := 0
+		for _, c := range f.calls {
+			if strings.HasPrefix(c, "POST "+wire.PathGit) && strings.HasSuffix(c, "git-receive-pack") {
+				n++
+			}
+		}
+		return n >= 2
+	})
+	if err := os.Remove(lock); err != nil {
+		t.Fatal(err)
+	}
 	if e := f.awaitReport(town.ReportEnded, 0); e.Outcome != town.OutcomeDone {
 		t.Errorf("ended: %+v", e)
 	}

@@ -129,12 +129,14 @@ func (n *run) complete(ctx context.Context, summary string) (string, error) {
 	return n.verdict(ctx, town.VerdictDone, st.head, summary)
 }
 
+// pushBranch brings the branch to the hub. That somebody has it locked is worth
+// another try; all else that the hub refuses is for the agent to read.
 func (n *run) pushBranch(ctx context.Context, tree *worktree, head string) error {
 	err := tree.push(ctx, n.hub(), head, "refs/heads/"+n.want.Branch)
 	switch {
 	case err == nil:
 		return nil
-	case git.Code(err) > 0 && strings.Contains(err.Error(), "remote rejected"):
+	case git.Code(err) > 0 && strings.Contains(err.Error(), "remote rejected") && !strings.Contains(err.Error(), ".lock': File exists"):
 		return errs.Wrap(errs.Conflict, err, "the server did not take the branch %s", n.want.Branch)
 	}
 	return errs.Wrap(errs.Unavailable, err, "pushing %s", n.want.Branch)
